@@ -1,0 +1,79 @@
+"""Pixels: the one place where frames are scaled, quantised, padded and cropped.
+
+Everything above this module sees float images in [0, 1] of shape (B, C, H, W).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_IMAGE_SIZE = 8
+
+
+def to_unit(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scale frames to [0, 1].
+
+    Args:
+        frames: (B, C, H, W), ``uint8`` in [0, 255], or floating point that is already in [0, 1].
+        dtype: Floating-point type of the result.
+
+    Returns:
+        (B, C, H, W) of type ``dtype``.
+
+    Raises:
+        TypeError: If ``frames`` is neither ``uint8`` nor floating point.
+    """
+    if frames.dtype == torch.uint8:
+        return frames.to(dtype) / 255.0
+    if frames.is_floating_point():
+        return frames.to(dtype)
+    raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn images in [0, 1] into displayable ``uint8`` frames, clipping what lies outside."""
+    return (images.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def dequantize(images: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:
+    r"""Reduce the bit depth and fill each level with uniform noise: the decoder's target.
+
+    With :math:`L = 2^{bits}` levels, :math:`(\lfloor 255 x / 2^{8 - bits} \rfloor + u) / L`, :math:`u \sim U[0, 1)`.
+    Glow (arXiv 1807.03039) trains on such images and SAC-AE (arXiv 1910.01741) reconstructs them; their further shift
+    by -0.5 is left out because our decoders are centred on 0.5 instead, which gives the same error.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], multiples of 1/255 where they come from ``uint8`` frames.
+        bits: Bits kept, 1 to 8.
+        noise: Uniform noise in [0, 1) of the same shape; drawn from torch's global generator if omitted.
+
+    Returns:
+        (B, C, H, W) in [0, 1).
+
+    Raises:
+        ValueError: If ``bits`` is not between 1 and 8.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be between 1 and 8, got {bits}")
+    if noise is None:
+        noise = torch.rand_like(images)
+    levels = torch.floor((images * 255.0).round_() / 2 ** (8 - bits))
+    return (levels + noise) / float(2**bits)
+
+
+def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Replicate the right and lower border until an image has at least ``size`` = (H, W) pixels.
+
+    The counterpart of :func:`crop_to`: an architecture whose kernels need more pixels than an image has pads its input
+    and crops its output, so that ``reconstruction.shape == input.shape`` for every size.
+    """
+    missing_height = max(size[0] - images.shape[-2], 0)
+    missing_width = max(size[1] - images.shape[-1], 0)
+    if missing_height == missing_width == 0:
+        return images
+    return F.pad(images, (0, missing_width, 0, missing_height), mode="replicate")
+
+
+def crop_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Keep the upper left ``size`` = (H, W) pixels: undo :func:`pad_to`."""
+    return images[..., : size[0], : size[1]]

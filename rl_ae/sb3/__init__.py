@@ -1,0 +1,7 @@
+"""Autoencoders inside Stable-Baselines3 agents."""
+
+from rl_ae.sb3.extractor import AutoencoderExtractor
+from rl_ae.sb3.policies import SACAEPolicy
+from rl_ae.sb3.sac_ae import SACAE, NonFiniteError
+
+__all__ = ["SACAE", "AutoencoderExtractor", "NonFiniteError", "SACAEPolicy"]

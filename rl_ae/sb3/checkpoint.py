@@ -1,0 +1,197 @@
+"""Checkpoints: everything a killed run needs to go on, written so that a half-written file never replaces a good one.
+
+A checkpoint is a folder. ``state.json`` names the other files: the agent (Stable-Baselines3's zip), the random state,
+and the replay buffer in chunks of rows. New files get new names, ``state.json`` is replaced last and at once, and only
+then are the files it no longer names deleted; a process killed at any moment leaves the previous checkpoint whole. Of
+the replay buffer only the chunks that changed are written again.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv
+
+from rl_ae import generators
+from rl_ae.sb3.pictures import write_atomically
+from rl_ae.sb3.sac_ae import SACAE
+
+FORMAT = 1
+STATE_FILE = "state.json"
+#: Replay rows a file. At 84×84×9 a file is 127 MB.
+CHUNK_ROWS = 1000
+#: The arrays of ``ReplayBuffer`` and ``NStepReplayBuffer``; those a variant lacks are left out.
+_REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run into one folder.
+
+    Args:
+        folder: The checkpoint's folder; made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._state: dict[str, Any] = read_state(folder) if (folder / STATE_FILE).exists() else {}
+
+    def save(self, model: SACAE, extra: Mapping[str, Any]) -> None:
+        """Write a checkpoint.
+
+        Args:
+            model: The agent.
+            extra: JSON-ready facts of the run to keep with it (elapsed seconds, say).
+        """
+        step = model.num_timesteps
+        agent, random = f"agent-{step}.zip", f"random-{step}.pt"
+        write_atomically(self.folder / agent, model.save)
+        write_atomically(self.folder / random, lambda path: torch.save(_random_state(model), path))
+        self._state = {
+            "format": FORMAT,
+            "algorithm": type(model).__name__,
+            "step": step,
+            "agent": agent,
+            "random": random,
+            "replay": self._save_replay(model),
+            "extra": dict(extra),
+        }
+        write_atomically(self.folder / STATE_FILE, lambda path: path.write_text(json.dumps(self._state, indent=2)))
+        self._delete_unnamed()
+
+    def _save_replay(self, model: SACAE) -> dict[str, Any]:
+        buffer = model.replay_buffer
+        assert buffer is not None
+        old = self._state.get("replay", {"pos": 0, "full": False, "chunks": {}})
+        added = (model.num_timesteps - self._state.get("step", 0)) // buffer.n_envs
+        # with optimize_memory_usage the row at `pos` holds the last next observation
+        dirty = {row % buffer.buffer_size // CHUNK_ROWS for row in range(old["pos"], old["pos"] + added + 1)}
+        used = range(-(-min(buffer.size() + 1, buffer.buffer_size) // CHUNK_ROWS))
+        chunks = {}
+        for chunk in used:
+            name = old["chunks"].get(str(chunk))
+            if chunk in dirty or name is None:
+                name = f"replay-{chunk}-{model.num_timesteps}.safetensors"
+                rows = slice(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)
+                arrays = {key: array[rows] for key, array in _replay_arrays(buffer).items()}
+                write_atomically(self.folder / name, functools.partial(save_file, arrays))
+            chunks[str(chunk)] = name
+        return {**_replay_facts(buffer), "pos": buffer.pos, "full": buffer.full, "chunks": chunks}
+
+    def _delete_unnamed(self) -> None:
+        named = {STATE_FILE, self._state["agent"], self._state["random"], *self._state["replay"]["chunks"].values()}
+        for path in self.folder.iterdir():
+            if path.name not in named:
+                path.unlink()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's ``state.json``.
+
+    Raises:
+        ValueError: If the folder holds no checkpoint, a broken one, or one of another format; says which.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}")
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        found = state["format"], state["algorithm"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of rl_ae: {error!r}") from error
+    if found != (FORMAT, SACAE.__name__):
+        raise ValueError(f"{path}: expected format {FORMAT} of SACAE, got format {found[0]} of {found[1]}")
+    names = [state["agent"], state["random"], *state["replay"]["chunks"].values()]
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise ValueError(f"{folder} is incomplete: {STATE_FILE} names {missing}, which are missing")
+    return state
+
+
+def load_agent(folder: Path, **kwargs: Any) -> SACAE:
+    """The agent of a checkpoint, to evaluate or to fine-tune; without its replay buffer.
+
+    Args:
+        folder: The checkpoint.
+        **kwargs: For ``SACAE.load``: ``env``, ``device``, ``buffer_size`` …
+
+    Raises:
+        ValueError: If the checkpoint is broken or foreign.
+    """
+    return SACAE.load(folder / read_state(folder)["agent"], **kwargs)
+
+
+def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto") -> SACAE:
+    """The agent of a checkpoint with its replay buffer and random state, for ``learn(reset_num_timesteps=False)``.
+
+    The environment starts a new episode, so the last stored transition of each environment is marked as cut off: no
+    n-step return and no shared next observation reaches over it.
+
+    Args:
+        folder: The checkpoint.
+        env: Environments like those of the run, as many of them.
+        device: Where the agent is to run; not necessarily where it was saved.
+
+    Raises:
+        ValueError: If the checkpoint is broken or foreign, or its replay buffer is of another shape.
+    """
+    state = read_state(folder)
+    model = SACAE.load(folder / state["agent"], env=env, device=device)
+    assert model.replay_buffer is not None
+    _load_replay(model.replay_buffer, state["replay"], folder)
+    _mark_boundary(model.replay_buffer)
+    random = torch.load(folder / state["random"], weights_only=True)
+    generators.restore(random["global"])
+    model.action_space.np_random.bit_generator.state = json.loads(random["action_space"])
+    return model
+
+
+def _random_state(model: SACAE) -> dict[str, Any]:
+    action_space: Mapping[str, Any] = model.action_space.np_random.bit_generator.state
+    return {"global": generators.capture(), "action_space": json.dumps(action_space)}
+
+
+def _replay_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: getattr(buffer, name) for name in _REPLAY_ARRAYS if hasattr(buffer, name)}
+
+
+def _replay_facts(buffer: ReplayBuffer) -> dict[str, Any]:
+    return {
+        "class": type(buffer).__name__,
+        "buffer_size": buffer.buffer_size,
+        "n_envs": buffer.n_envs,
+        "obs_shape": list(buffer.obs_shape),
+    }
+
+
+def _load_replay(buffer: ReplayBuffer, saved: Mapping[str, Any], folder: Path) -> None:
+    expected = _replay_facts(buffer)
+    found = {name: saved.get(name) for name in expected}
+    if found != expected:
+        raise ValueError(f"the replay buffer of {folder} does not fit: expected {expected}, got {found}")
+    arrays = _replay_arrays(buffer)
+    for chunk, name in saved["chunks"].items():
+        start = int(chunk) * CHUNK_ROWS
+        try:
+            rows = load_file(folder / name)
+            for key, array in arrays.items():
+                array[start : start + CHUNK_ROWS] = rows[key]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{folder / name} is damaged: {error!r}") from error
+    buffer.pos, buffer.full = saved["pos"], saved["full"]
+
+
+def _mark_boundary(buffer: ReplayBuffer) -> None:
+    """Cut the episode after the newest transition."""
+    if buffer.size() == 0:
+        return
+    newest = buffer.pos - 1
+    if buffer.handle_timeout_termination:
+        buffer.timeouts[newest] = np.where(buffer.dones[newest] > 0, buffer.timeouts[newest], 1.0)
+    else:  # all this variant knows are terminations, as in SB3 issue 46
+        buffer.dones[newest] = 1.0

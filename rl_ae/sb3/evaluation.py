@@ -1,0 +1,135 @@
+"""Evaluation: what a policy earns from fixed starts, and how well the autoencoder sees what happens."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rl_ae.autoencoders import ConvAutoencoder
+from rl_ae.losses import psnr
+from rl_ae.pixels import to_uint8, to_unit
+
+#: Episodes start from these seeds: far from any seed a training run is likely to use.
+FIRST_START_SEED = 1_000_000_000
+
+Observations = np.ndarray[Any, np.dtype[Any]]
+
+
+class Predictor(Protocol):
+    """Anything with Stable-Baselines3's ``predict``."""
+
+    def predict(self, observation: Observations, *, deterministic: bool) -> tuple[Any, Any]:
+        """Observation (C, H, W) to (action, state)."""
+
+
+class RandomPolicy:
+    """Uniform actions: the baseline every table starts with.
+
+    Args:
+        action_space: Space to draw from; seeded here.
+        seed: Of the draws.
+    """
+
+    def __init__(self, action_space: gym.Space[Any], seed: int = 0) -> None:
+        self.action_space = action_space
+        self.action_space.seed(seed)
+
+    def predict(self, observation: Observations, *, deterministic: bool = False) -> tuple[Any, None]:
+        """A random action, whatever the observation."""
+        return self.action_space.sample(), None
+
+
+class Episode(NamedTuple):
+    """One episode.
+
+    Attributes:
+        episode_return: Sum of the environment's own rewards, unscaled.
+        observations: (T, C, H, W), what the policy saw.
+    """
+
+    episode_return: float
+    observations: Observations
+
+
+def play_episode(policy: Predictor, env: gym.Env[Any, Any], start_seed: int, deterministic: bool = True) -> Episode:
+    """Play one episode from a fixed start.
+
+    Args:
+        policy: Who acts.
+        env: Environment with a ``Monitor`` (see :func:`~rl_ae.envs.make_pixel_env`), whose return is reported.
+        start_seed: Seed of the reset.
+        deterministic: Act with the most likely action.
+    """
+    observation, _ = env.reset(seed=start_seed)
+    observations: list[Observations] = []
+    done = False
+    while not done:
+        observations.append(np.asarray(observation))
+        action, _ = policy.predict(observations[-1], deterministic=deterministic)
+        observation, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+    return Episode(float(info["episode"]["r"]), np.stack(observations))
+
+
+def start_seeds(episodes: int) -> range:
+    """The start seeds of an evaluation of so many episodes."""
+    return range(FIRST_START_SEED, FIRST_START_SEED + episodes)
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: ConvAutoencoder, observations: Observations, batch_size: int = 64) -> torch.Tensor:
+    """Reconstruct observations (T, C, H, W), ``uint8`` or floats in [0, 1]; returns floats of the same shape."""
+    device = next(autoencoder.parameters()).device
+    frames = torch.as_tensor(observations)
+    return torch.cat(
+        [autoencoder(to_unit(batch.to(device))).reconstruction.cpu() for batch in frames.split(batch_size)]
+    )
+
+
+class ReconstructionQuality(NamedTuple):
+    """How well an autoencoder returns the frames of some episodes.
+
+    Attributes:
+        psnr: Of the reconstructions, in dB, over all frames and pixels.
+        mean_frame_psnr: Of the best constant image, the mean of these very frames, in dB: what an autoencoder that
+            looks at nothing could reach.
+    """
+
+    psnr: float
+    mean_frame_psnr: float
+
+
+def reconstruction_quality(autoencoder: ConvAutoencoder, observations: Sequence[Observations]) -> ReconstructionQuality:
+    """PSNR of the reconstructions beside that of the mean frame.
+
+    Args:
+        autoencoder: The autoencoder.
+        observations: (T, C, H, W) of each episode.
+    """
+    count, error = 0, torch.zeros((), dtype=torch.float64)
+    first = torch.zeros(observations[0].shape[1:], dtype=torch.float64)
+    second = torch.zeros_like(first)
+    for episode in observations:
+        frames = to_unit(torch.as_tensor(episode), torch.float64)
+        count += len(frames)
+        error += (reconstruct(autoencoder, episode) - frames).square().mean(dim=(1, 2, 3)).sum()
+        first += frames.sum(dim=0)
+        second += frames.square().sum(dim=0)
+    variance = (second / count - (first / count).square()).mean()
+    return ReconstructionQuality(psnr(error / count).item(), psnr(variance).item())
+
+
+def last_frame(observations: Observations, frame_channels: int) -> Observations:
+    """The newest frame of each stack as RGB: (T, C, H, W) in [0, 1] or ``uint8`` to ``uint8`` (T, H, W, 3)."""
+    newest = torch.as_tensor(observations)[:, -frame_channels:]
+    if newest.dtype != torch.uint8:
+        newest = to_uint8(newest)
+    return newest.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def compare(observations: Observations, autoencoder: ConvAutoencoder, frame_channels: int) -> tuple[Any, Any]:
+    """Newest frames and their reconstructions, both ``uint8`` (T, H, W, 3)."""
+    reconstructions = reconstruct(autoencoder, observations).numpy()
+    return last_frame(observations, frame_channels), last_frame(reconstructions, frame_channels)

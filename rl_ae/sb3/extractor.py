@@ -1,0 +1,70 @@
+"""Extractor: an autoencoder's encoder as a Stable-Baselines3 features extractor."""
+
+from typing import cast
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor
+
+from rl_ae.configs import AutoencoderConfig
+from rl_ae.factory import create_encoder
+from rl_ae.pixels import MIN_IMAGE_SIZE
+
+
+def image_shape(space: spaces.Space[object]) -> tuple[int, int, int]:
+    """The (C, H, W) of an image space, as Stable-Baselines3 hands it to a policy.
+
+    Args:
+        space: ``Box`` of shape (C, H, W), ``uint8`` with bounds [0, 255] or floating point with bounds in [0, 1].
+
+    Raises:
+        ValueError: If the space is not such an image, or is smaller than 8×8 pixels.
+    """
+    expected = "expected images: Box of shape (C, H, W), uint8 in [0, 255] or float in [0, 1]"
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        raise ValueError(
+            f"{expected}; got {space}. Render the environment (rl_ae.envs.make_pixel_env) or use SAC with MlpPolicy."
+        )
+    if not is_image_space(space):
+        if not np.issubdtype(space.dtype, np.floating):
+            raise ValueError(f"{expected}; got {space}. Stable-Baselines3 scales only uint8 images in [0, 255].")
+        if np.any(space.low < 0.0) or np.any(space.high > 1.0):
+            raise ValueError(
+                f"{expected}; got floats in [{space.low.min()}, {space.high.max()}]. "
+                "Return uint8 frames, or scale the images and the space's bounds to [0, 1]."
+            )
+    channels, height, width = space.shape
+    if min(height, width) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"images must have at least {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} pixels; got shape {space.shape} read as "
+            f"(C, H, W), {height}×{width} pixels. Float images must put their channels first."
+        )
+    return channels, height, width
+
+
+class AutoencoderExtractor(BaseFeaturesExtractor):
+    """The encoder of an autoencoder, for any policy's ``features_extractor_class``.
+
+    Features are the latent's mode, (B, D). Images arrive in [0, 1], as Stable-Baselines3 scales them; with
+    ``normalize_images=False`` an environment must return floats in [0, 1] itself.
+    In a stock agent the agent's own loss trains the encoder; :class:`~rl_ae.sb3.SACAE` adds the reconstruction.
+
+    Args:
+        observation_space: Image space, see :func:`image_shape`.
+        autoencoder: A name in :data:`~rl_ae.configs.CONFIGS` or a config; never a module.
+
+    Raises:
+        ValueError: If the space is not an image or the name is unknown.
+        TypeError: If ``autoencoder`` is a live module.
+    """
+
+    def __init__(self, observation_space: spaces.Box, autoencoder: str | AutoencoderConfig = "rae") -> None:
+        encoder = create_encoder(autoencoder, image_shape(observation_space))
+        super().__init__(observation_space, features_dim=encoder.latent_dim)
+        self.encoder = encoder
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to features (B, D)."""
+        return cast(Tensor, self.encoder(observations).mode)

@@ -1,0 +1,84 @@
+"""Memory: does a replay buffer of images fit before it is allocated?"""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+from gymnasium import spaces
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class Memory(NamedTuple):
+    """Bytes of memory.
+
+    Attributes:
+        free: What can be allocated now without swapping.
+        limit: What this process can ever have: physical memory, or its control group's limit if that is lower.
+    """
+
+    free: int
+    limit: int
+
+
+def available_memory() -> Memory:
+    """The memory of this machine, or of the container the process runs in."""
+    memory = psutil.virtual_memory()
+    free, limit = memory.available, memory.total
+    for path in _CGROUP_LIMITS:
+        text = path.read_text().strip() if path.exists() else "max"
+        if text.isdigit() and int(text) < limit:
+            limit = int(text)
+            free = min(free, limit - psutil.Process().memory_info().rss)
+    return Memory(max(free, 0), limit)
+
+
+def bytes_per_step(observation_space: spaces.Box, action_space: spaces.Box, optimize_memory_usage: bool) -> int:
+    """Bytes that Stable-Baselines3's ``ReplayBuffer`` keeps of one transition of one environment."""
+    frames = 1 if optimize_memory_usage else 2
+    observation = int(np.prod(observation_space.shape)) * observation_space.dtype.itemsize
+    action = int(np.prod(action_space.shape)) * 4
+    reward_done_timeout = 3 * 4
+    return frames * observation + action + reward_done_timeout
+
+
+def check_replay_memory(
+    buffer_size: int,
+    observation_space: spaces.Box,
+    action_space: spaces.Box,
+    optimize_memory_usage: bool = False,
+    memory: Memory | None = None,
+) -> str:
+    """Compare what a replay buffer needs with what there is.
+
+    Args:
+        buffer_size: Transitions, over all environments.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        optimize_memory_usage: Stable-Baselines3's single-array variant.
+        memory: What there is; measured if omitted.
+
+    Returns:
+        The arithmetic in one line, for the log.
+
+    Raises:
+        MemoryError: If the buffer can never fit: it would be killed in the middle of the run.
+
+    Warns:
+        UserWarning: If it does not fit now.
+    """
+    free, limit = available_memory() if memory is None else memory
+    each = bytes_per_step(observation_space, action_space, optimize_memory_usage)
+    needed = buffer_size * each
+    message = (
+        f"replay buffer needs {needed / 1e9:.1f} GB ({buffer_size:_} transitions of {each:_} bytes), "
+        f"{free / 1e9:.1f} GB free of {limit / 1e9:.1f} GB"
+    )
+    advice = f"{message}: buffer_size={int(0.9 * free) // each:_} fits"
+    if needed > limit:
+        raise MemoryError(advice)
+    if needed > free:
+        warnings.warn(advice, stacklevel=2)
+    return message
