@@ -46,6 +46,10 @@ class AutoencoderConfig:
         decoder_weight_decay: L2 penalty on the decoder's weights, inside Adam.
         target_bits: Bit depth of the reconstruction target, whose levels are filled with uniform noise; ``None``
             reconstructs the frame itself.
+        input_centre: Subtracted from images before the first convolution: the brightness that is to count as nothing.
+            0 in the paper. On a bright background, 1 makes the background, and the padding of the convolutions,
+            vanish from the features: without it, they drown what moves.
+        output_centre: Added to the decoder's output; 0.5 in the paper, whose targets are shifted to [-0.5, 0.5].
         per_element: Divide the squared error by C·H·W, so that it is a mean over pixels and the weights of the other
             terms are in the unit of the paper; otherwise it is a sum over pixels, in nats.
 
@@ -59,6 +63,8 @@ class AutoencoderConfig:
     decoder_learning_rate: float = 1e-3
     decoder_weight_decay: float = 1e-7
     target_bits: int | None = 5
+    input_centre: float = 0.0
+    output_centre: float = 0.5
     per_element: bool = True
 
     def __post_init__(self) -> None:
@@ -67,6 +73,9 @@ class AutoencoderConfig:
         for name in ("encoder_learning_rate", "decoder_learning_rate", "decoder_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be ≥ 0, got {getattr(self, name)}")
+        for name in ("input_centre", "output_centre"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.target_bits is not None and not 1 <= self.target_bits <= 8:
             raise ValueError(f"target_bits must be between 1 and 8, or None, got {self.target_bits}")
 
@@ -103,8 +112,8 @@ class RAEConfig(AutoencoderConfig):
             raise ValueError(f"latent_weight must be ≥ 0, got {self.latent_weight}")
 
 
-#: Four stride-2 convolutions: a sixth of the arithmetic of SAC-AE's trunk at 48×48, for small images and CPUs.
-COMPACT_CONV = ConvConfig(strides=(2, 2, 2, 2), padding=1)
+#: Three stride-2 convolutions: far less arithmetic than the trunk of SAC-AE, for small images and CPUs.
+COMPACT_CONV = ConvConfig(filters=(32, 32, 32), kernel_size=4, strides=(2, 2, 2), padding=1)
 
 #: The variants that ``autoencoder="<name>"`` knows.
 CONFIGS: dict[str, AutoencoderConfig] = {
@@ -112,6 +121,18 @@ CONFIGS: dict[str, AutoencoderConfig] = {
     "rae": RAEConfig(),
     "rae_compact": RAEConfig(conv=COMPACT_CONV),
 }
+
+
+def named_config(name: str) -> AutoencoderConfig:
+    """The variant of a name.
+
+    Raises:
+        ValueError: If there is none; lists the names there are.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"unknown autoencoder {name!r}, expected one of {sorted(CONFIGS)} or a config")
+    return CONFIGS[name]
+
 
 _CONFIG_TYPES: dict[str, type[AutoencoderConfig]] = {"RAEConfig": RAEConfig}
 

@@ -3,7 +3,7 @@
 import math
 
 from rl_ae.autoencoders import ConvAutoencoder, Encoder
-from rl_ae.configs import CONFIGS, AutoencoderConfig, RAEConfig
+from rl_ae.configs import CONFIGS, AutoencoderConfig, RAEConfig, named_config
 from rl_ae.learner import RepresentationLearner
 from rl_ae.losses import RAELoss
 from rl_ae.networks import ConvMirror, ConvTrunk, TanhProjection, initialize
@@ -24,9 +24,7 @@ def resolve_config(autoencoder: str | AutoencoderConfig, observation_shape: Obse
             the extractor once for the actor, the critic and the target, which must not share one object.
     """
     if isinstance(autoencoder, str):
-        if autoencoder not in CONFIGS:
-            raise ValueError(f"unknown autoencoder {autoencoder!r}, expected one of {sorted(CONFIGS)} or a config")
-        autoencoder = CONFIGS[autoencoder]
+        autoencoder = named_config(autoencoder)
     if not isinstance(autoencoder, RAEConfig):
         raise TypeError(
             f"autoencoder must be a name in {sorted(CONFIGS)} or an AutoencoderConfig, got {type(autoencoder).__name__}"
@@ -38,7 +36,9 @@ def create_encoder(autoencoder: str | AutoencoderConfig, observation_shape: Obse
     """Trunk and head without a decoder, initialised as in SAC-AE; raises as :func:`resolve_config`."""
     config = resolve_config(autoencoder, observation_shape)
     conv = config.conv
-    trunk = ConvTrunk(observation_shape, conv.filters, conv.kernel_size, conv.strides, conv.padding)
+    trunk = ConvTrunk(
+        observation_shape, conv.filters, conv.kernel_size, conv.strides, conv.padding, config.input_centre
+    )
     encoder = Encoder(trunk, TanhProjection(trunk.out_features, config.latent_dim), config.latent_dim)
     encoder.apply(initialize)
     return encoder
@@ -59,7 +59,7 @@ def create_autoencoder(
         encoder = create_encoder(config, observation_shape)
     if not isinstance(encoder.trunk, ConvTrunk):
         raise TypeError(f"the decoder mirrors a ConvTrunk, the encoder has a {type(encoder.trunk).__name__}")
-    decoder = ConvMirror(encoder.trunk, config.latent_dim, observation_shape)
+    decoder = ConvMirror(encoder.trunk, config.latent_dim, observation_shape, config.output_centre)
     decoder.apply(initialize)
     return ConvAutoencoder(encoder, decoder, observation_shape)
 

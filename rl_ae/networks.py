@@ -35,6 +35,7 @@ class ConvTrunk(nn.Module):
         kernel_size: Side of every kernel.
         strides: Stride of each layer.
         padding: Zeros added on every side by each layer.
+        centre: Subtracted from the images.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class ConvTrunk(nn.Module):
         kernel_size: int,
         strides: Sequence[int],
         padding: int,
+        centre: float = 0.0,
     ) -> None:
         super().__init__()
+        self.centre = centre
         channels, height, width = observation_shape
         smallest = minimum_input_size(kernel_size, strides, padding)
         self.input_size = (max(height, smallest), max(width, smallest))
@@ -63,29 +66,30 @@ class ConvTrunk(nn.Module):
         self.out_features = math.prod(self.shapes[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        padded = pad_to(images, self.input_size)
+        padded = pad_to(images, self.input_size) - self.centre
         # channels_last is the layout in which CPU and tensor-core convolutions run fastest
         features: Tensor = self.layers(padded.contiguous(memory_format=torch.channels_last))
         return features.flatten(start_dim=1)  # (B, F·h·w)
 
 
 class ConvMirror(nn.Module):
-    """The mirror of a trunk: (B, D) → (B, C, H, W), linear at the end and centred on 0.5.
+    """The mirror of a trunk: (B, D) → (B, C, H, W), linear at the end.
 
     A linear layer to the trunk's last feature map, then one transposed convolution for each of its convolutions, whose
     output padding is computed so that every layer returns exactly the size its counterpart received.
-    The centre is a constant, not a parameter: SAC-AE's decoder aims at images shifted to [-0.5, 0.5], ours at [0, 1].
 
     Args:
         trunk: The trunk to mirror; only its shapes are read.
         latent_dim: D.
         observation_shape: (C, H, W), to which the output is cropped where the trunk padded its input.
+        centre: Added to the output. SAC-AE's decoder aims at images shifted to [-0.5, 0.5], ours at [0, 1].
     """
 
-    CENTRE = 0.5
-
-    def __init__(self, trunk: ConvTrunk, latent_dim: int, observation_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, trunk: ConvTrunk, latent_dim: int, observation_shape: tuple[int, int, int], centre: float = 0.5
+    ) -> None:
         super().__init__()
+        self.centre = centre
         self.feature_shape = trunk.shapes[-1]
         self.output_size = observation_shape[1:]
         self.project = nn.Sequential(nn.Linear(latent_dim, trunk.out_features), nn.ReLU())
@@ -113,7 +117,7 @@ class ConvMirror(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         features: Tensor = self.project(z).unflatten(1, self.feature_shape)  # (B, F, h, w)
         images: Tensor = self.layers(features.contiguous(memory_format=torch.channels_last))
-        return crop_to(images, self.output_size) + self.CENTRE
+        return crop_to(images, self.output_size) + self.centre
 
 
 class TanhProjection(nn.Module):

@@ -25,6 +25,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecEnv
 
+from rl_ae.configs import named_config
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.precision import has_fast_bf16
 from rl_ae.sb3.callbacks import Checkpoints, LearningCurve, Progress, TensorboardReconstructions, read_curve
@@ -34,6 +35,8 @@ from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, write_
 from rl_ae.sb3.sac_ae import SACAE
 
 ALGORITHMS = {"sac_ae": SACAE}
+#: Fields of :class:`AgentConfig` that change the autoencoder's config.
+_AUTOENCODER_FIELDS = ("latent_dim", "input_centre", "output_centre")
 _PACKAGES = ("rl-ae", "torch", "stable-baselines3", "gymnasium", "numpy")
 
 
@@ -43,6 +46,9 @@ class AgentConfig:
 
     Attributes:
         autoencoder: Name of the autoencoder.
+        latent_dim: Width of its latent.
+        input_centre: Brightness subtracted from its input; 1 for a white background.
+        output_centre: Brightness added to its output.
         net_arch: Widths of the hidden layers of actor and critics.
         learning_rate: Of actor and critic.
         autoencoder_learning_rate: Of encoder and decoder under the representation loss.
@@ -65,6 +71,9 @@ class AgentConfig:
     """
 
     autoencoder: str | None = None
+    latent_dim: int | None = None
+    input_centre: float | None = None
+    output_centre: float | None = None
     net_arch: tuple[int, ...] | None = None
     learning_rate: float | None = None
     autoencoder_learning_rate: float | None = None
@@ -86,10 +95,19 @@ class AgentConfig:
     precision: Literal["fp32", "bf16", "auto"] | None = None
 
     def resolve(self, algorithm: type[SACAE]) -> dict[str, Any]:
-        """Every argument with its value, the algorithm's defaults filled in."""
-        defaults = {name: p.default for name, p in inspect.signature(algorithm.__init__).parameters.items()}
+        """Every argument of the algorithm with its value, defaults filled in.
+
+        Raises:
+            ValueError: If the autoencoder's name is unknown or a number of its config is out of range.
+        """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        resolved = {field.name: defaults.get(field.name) for field in dataclasses.fields(self)} | given
+        changes = {name: given.pop(name) for name in _AUTOENCODER_FIELDS if name in given}
+        parameters = inspect.signature(algorithm.__init__).parameters
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _AUTOENCODER_FIELDS]
+        resolved: dict[str, Any] = {
+            name: parameters[name].default if name in parameters else None for name in names
+        } | given
+        resolved["autoencoder"] = dataclasses.replace(named_config(resolved["autoencoder"]), **changes)
         if resolved["precision"] == "auto":
             resolved["precision"] = "bf16" if has_fast_bf16() else "fp32"
         return resolved
@@ -152,6 +170,8 @@ PENDULUM = RunConfig(
     pixels=PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1),
     agent=AgentConfig(
         autoencoder="rae_compact",
+        input_centre=1.0,
+        output_centre=1.0,
         net_arch=(256, 256),
         ent_coef_learning_rate=1e-3,
         buffer_size=10_000,
@@ -208,9 +228,11 @@ class Run(NamedTuple):
 
 def describe(config: RunConfig) -> dict[str, Any]:
     """What ``config.json`` holds: the config as given, as resolved, versions and seed."""
+    agent = config.agent.resolve(ALGORITHMS[config.algo])
+    agent["autoencoder"] = agent["autoencoder"].to_dict()
     return {
         "config": config.to_dict(),
-        "resolved": config.to_dict() | {"agent": config.agent.resolve(ALGORITHMS[config.algo])},
+        "resolved": config.to_dict() | {"agent": agent},
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }

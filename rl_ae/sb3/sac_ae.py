@@ -1,6 +1,7 @@
 """SAC-AE: Soft Actor-Critic whose encoder is also trained to reconstruct its input."""
 
 import io
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
@@ -151,37 +152,40 @@ class SACAE(SAC):
         catch_up_updates: int | None = None,
         precision: str = "fp32",
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            ent_coef=ent_coef,
-            target_update_interval=target_update_interval,
-            target_entropy=target_entropy,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            use_sde_at_warmup=use_sde_at_warmup,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            # a copy: SB3 writes into the dictionary it is given
-            policy_kwargs=dict(policy_kwargs or {}),
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-        )
+        try:
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                buffer_size=buffer_size,
+                learning_starts=learning_starts,
+                batch_size=batch_size,
+                tau=tau,
+                gamma=gamma,
+                train_freq=train_freq,
+                gradient_steps=gradient_steps,
+                action_noise=action_noise,
+                replay_buffer_class=replay_buffer_class,
+                replay_buffer_kwargs=replay_buffer_kwargs,
+                optimize_memory_usage=optimize_memory_usage,
+                n_steps=n_steps,
+                ent_coef=ent_coef,
+                target_update_interval=target_update_interval,
+                target_entropy=target_entropy,
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                use_sde_at_warmup=use_sde_at_warmup,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                # a copy: SB3 writes into the dictionary it is given
+                policy_kwargs=dict(policy_kwargs or {}),
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=False,
+            )
+        except AssertionError as error:  # how SB3 refuses an action space
+            raise ValueError(f"{error}; SACAE needs a bounded Box of actions, use DQN or PPO for others") from error
         self.autoencoder = autoencoder
         self.encoder_tau = encoder_tau
         self.actor_update_interval = actor_update_interval
@@ -199,27 +203,30 @@ class SACAE(SAC):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        observation_space, action_space = self._check_spaces()
-        shape = image_shape(observation_space)
+        shape = image_shape(self.observation_space)
         config = resolve_config(self.autoencoder, shape)
         self.policy_kwargs["features_extractor_kwargs"] = {"autoencoder": config}
-        memory = check_replay_memory(self.buffer_size, observation_space, action_space, self.optimize_memory_usage)
+        memory = check_replay_memory(
+            self.buffer_size,
+            cast(spaces.Box, self.observation_space),
+            cast(spaces.Box, self.action_space),
+            self.optimize_memory_usage,
+        )
         if self.verbose >= 1:
             print(memory)
-        super()._setup_model()
+        with warnings.catch_warnings():
+            if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
+                # of a loaded agent: SB3 takes the buffer it chose itself for a custom one
+                warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
+            super()._setup_model()
 
         if self.log_ent_coef is not None:
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], betas=(0.5, 0.999))
+            learning_rate = FloatSchedule(self.ent_coef_learning_rate)(self._current_progress_remaining)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=learning_rate, betas=(0.5, 0.999))
         self.learner = create_learner(config, shape, self.policy.autoencoder, self.precision)
         self.generators = PrivateGenerators(self.seed)
         if not hasattr(self, "_logger"):  # so that train() works on a filled buffer without learn()
             self._logger = configure_logger(verbose=0)
-
-    def _check_spaces(self) -> tuple[spaces.Box, spaces.Box]:
-        image_shape(self.observation_space)
-        if not isinstance(self.action_space, spaces.Box):
-            raise ValueError(f"SACAE needs continuous actions (Box), got {self.action_space}; use DQN or PPO")
-        return cast(spaces.Box, self.observation_space), self.action_space
 
     def _check_arguments(self) -> None:
         for name in ("target_update_interval", "actor_update_interval", "decoder_update_interval"):

@@ -1,0 +1,48 @@
+"""Shared by all tests: one thread, and a tiny pixel environment whose state is known."""
+
+import os
+import typing
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+torch.set_num_threads(1)
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+
+
+class DotEnv(gym.Env):
+    """A bright square on black that actions push; the reward is minus its distance from the centre."""
+
+    metadata: typing.ClassVar = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, shape=(3, 20, 20), actions=2, episode_length=10, dtype=np.uint8, high=255, low=0):
+        self.observation_space = spaces.Box(low, high, shape, dtype)
+        self.action_space = spaces.Box(-2.0, 2.0, (actions,), np.float32)
+        self.episode_length = episode_length
+        self.position = np.zeros(2)
+
+    def _observe(self):
+        image = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+        row, column = ((self.position + 1) / 2 * (np.array(image.shape[1:]) - 4)).round().astype(int)
+        image[:, row : row + 4, column : column + 4] = self.observation_space.high.max()
+        return image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.steps = self.np_random.uniform(-1, 1, 2), 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.position = np.clip(self.position + 0.1 * np.resize(action, 2), -1, 1)
+        self.steps += 1
+        reward = -float(np.linalg.norm(self.position))
+        return self._observe(), reward, False, self.steps >= self.episode_length, {}
+
+
+@pytest.fixture
+def dot_env():
+    return DotEnv()

@@ -1,0 +1,138 @@
+"""The arrows of the design: who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rl_ae
+
+ROOT = Path(rl_ae.__file__).parent
+#: May import Stable-Baselines3 and Gymnasium; the rest is the torch half.
+SB3_HALF = ("rl_ae.sb3", "rl_ae.envs", "rl_ae.cli")
+FORBIDDEN_BELOW = ("stable_baselines3", "sb3_contrib", "gymnasium", "minari", *SB3_HALF)
+#: module → what it may not import, beside the halves.
+FORBIDDEN = {
+    "rl_ae.pixels": ("rl_ae",),
+    "rl_ae.losses": ("rl_ae.autoencoders", "rl_ae.learner", "rl_ae.factory", "rl_ae.configs"),
+    "rl_ae.autoencoders": ("rl_ae.learner", "rl_ae.factory", "rl_ae.losses.base"),
+    "rl_ae.networks": ("rl_ae.autoencoders", "rl_ae.losses", "rl_ae.learner", "rl_ae.factory"),
+    "rl_ae.latents": ("rl_ae.networks", "rl_ae.autoencoders", "rl_ae.losses", "rl_ae.learner", "rl_ae.factory"),
+    "rl_ae.learner": ("rl_ae.factory",),
+    "rl_ae.envs": ("rl_ae.sb3", "rl_ae.cli"),
+    "rl_ae.sb3": ("rl_ae.cli",),
+}
+#: Imports inside functions: optional extras.
+EXTRAS = {"imageio"}
+
+
+def sources(root=ROOT):
+    """{module name: syntax tree} of every file of the package."""
+    trees = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        trees[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return trees
+
+
+def imported(tree, module, trees):
+    """Absolute names of what a tree imports, modules where they can be told from objects."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in trees else node.module)
+    return names
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def wrong_arrows(trees):
+    wrong = []
+    for module, tree in trees.items():
+        if module == "rl_ae":
+            continue
+        forbidden = [] if within(module, SB3_HALF) else list(FORBIDDEN_BELOW)
+        for package, names in FORBIDDEN.items():
+            if within(module, [package]):
+                forbidden += names
+        wrong += [
+            f"{module} imports {name}" for name in sorted(imported(tree, module, trees)) if within(name, forbidden)
+        ]
+    return wrong
+
+
+def cycles(trees):
+    """Modules that are reached from themselves."""
+    arrows = {
+        module: {name for name in imported(tree, module, trees) if name in trees and name != module}
+        for module, tree in trees.items()
+    }
+
+    def reached(start):
+        seen, waiting = set(), list(arrows[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += arrows[module]
+        return seen
+
+    return [module for module in arrows if module in reached(module)]
+
+
+def hidden_imports(trees):
+    """Imports inside functions, but for optional extras."""
+    return [
+        f"{module}:{node.lineno}"
+        for module, tree in trees.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and {name.split(".")[0] for name in imported(ast.Module([node], []), module, trees)} - EXTRAS
+    ]
+
+
+def test_arrows_point_one_way():
+    assert wrong_arrows(sources()) == []
+
+
+def test_there_are_no_cycles():
+    assert cycles(sources()) == []
+
+
+def test_imports_stand_at_the_top():
+    assert hidden_imports(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("rl_ae.learner", "import stable_baselines3"),
+        ("rl_ae.networks", "from rl_ae.sb3 import SACAE"),
+        ("rl_ae.pixels", "from gymnasium import spaces"),
+        ("rl_ae.losses.latent", "from rl_ae.autoencoders import Autoencoder"),
+        ("rl_ae.autoencoders.base", "from rl_ae import learner"),
+        ("rl_ae.sb3.policies", "import rl_ae.cli"),
+        ("rl_ae.envs", "from rl_ae.sb3.runs import Run"),
+    ],
+)
+def test_a_planted_import_is_noticed(module, line):
+    trees = sources()
+    trees[module].body += ast.parse(line).body
+    assert len(wrong_arrows(trees)) == 1
+
+
+def test_a_planted_cycle_and_a_hidden_import_are_noticed():
+    trees = sources()
+    trees["rl_ae.latents"].body += ast.parse("import rl_ae.networks").body
+    assert {"rl_ae.latents", "rl_ae.networks"} <= set(cycles(trees))
+    trees["rl_ae.pixels"].body += ast.parse("def late():\n    import numpy").body
+    assert len(hidden_imports(trees)) == 1

@@ -1,0 +1,99 @@
+import io
+
+import pytest
+import torch
+
+from rl_ae import ConvConfig, RAEConfig, create_learner
+from rl_ae.pixels import to_unit
+
+SHAPE = (1, 16, 16)
+CONFIG = RAEConfig(latent_dim=8, conv=ConvConfig(filters=(8, 8), strides=(2, 2), padding=1))
+
+
+def squares(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.zeros(count, *SHAPE, dtype=torch.uint8)
+    for frame, (row, column) in zip(frames, torch.randint(0, 12, (count, 2), generator=generator), strict=True):
+        frame[0, row : row + 4, column : column + 4] = 255
+    return to_unit(frames)
+
+
+def make_learner(config=CONFIG):
+    torch.manual_seed(0)
+    return create_learner(config, SHAPE)
+
+
+def train(learner, updates):
+    for _ in range(updates):
+        metrics = learner.update(squares(32, seed=learner.step))
+    return metrics
+
+
+def test_it_learns_to_see():
+    fast = RAEConfig(latent_dim=8, conv=CONFIG.conv, encoder_learning_rate=3e-3, decoder_learning_rate=3e-3)
+    learner = make_learner(fast)
+    test = squares(64, seed=999)
+    error = [(learner.autoencoder(test).reconstruction - test).square().mean().item()]
+    train(learner, 400)
+    error.append((learner.autoencoder(test).reconstruction - test).square().mean().item())
+    blind = (test - test.mean(dim=0)).square().mean().item()
+    assert error[1] < 0.3 * blind < error[0]
+
+
+def test_training_resumes_bit_for_bit():
+    straight = make_learner()
+    train(straight, 10)
+
+    interrupted = make_learner()
+    train(interrupted, 5)
+    file = io.BytesIO()
+    torch.save({"learner": interrupted.state_dict(), "torch": torch.get_rng_state()}, file)
+    torch.manual_seed(123)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = create_learner(CONFIG, SHAPE)
+    resumed.load_state_dict(saved["learner"])
+    torch.set_rng_state(saved["torch"])
+    train(resumed, 5)
+
+    assert resumed.step == straight.step == 10
+    for one, other in zip(straight.autoencoder.parameters(), resumed.autoencoder.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_metrics_are_the_terms_and_their_total():
+    learner = make_learner()
+    images = squares(8)
+    metrics = learner.update(images, target=images)
+    assert metrics.keys() == {"reconstruction", "latent_l2", "total"}
+    total = metrics["reconstruction"] / 256 + 1e-6 * metrics["latent_l2"]
+    assert metrics["total"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_the_target_has_fewer_bits():
+    learner = make_learner()
+    levels = learner.target(squares(4)) * 32
+    assert set(levels.floor().unique().tolist()) == {0.0, 31.0}
+    whole = make_learner(RAEConfig(target_bits=None))
+    assert torch.equal(whole.target(squares(4)), squares(4))
+
+
+def test_weight_decay_pulls_on_the_decoder_alone():
+    strong = RAEConfig(latent_dim=8, conv=CONFIG.conv, decoder_weight_decay=10.0, encoder_learning_rate=0.0)
+    learner = make_learner(strong)
+    before = [parameter.clone() for parameter in learner.autoencoder.parameters()]
+    norm = sum(p.square().sum() for p in learner.autoencoder.decoder.parameters())
+    train(learner, 5)
+    assert sum(p.square().sum() for p in learner.autoencoder.decoder.parameters()) < norm
+    encoder = list(learner.autoencoder.encoder.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, encoder, strict=False))
+
+
+def test_bf16_is_close_to_fp32():
+    learners = [create_learner(CONFIG, SHAPE, precision=precision) for precision in ("fp32", "bf16")]
+    learners[1].autoencoder.load_state_dict(learners[0].autoencoder.state_dict())
+    images = squares(16)
+    losses = [learner.update(images, images)["reconstruction"].item() for learner in learners]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    assert all(p.dtype == torch.float32 for p in learners[1].autoencoder.parameters())

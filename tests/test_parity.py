@@ -1,0 +1,214 @@
+"""One update of SACAE against an independent transcription of the paper, and planted faults that must be noticed."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import DotEnv
+from paper_transcription import PaperSACAE
+
+from rl_ae import ConvConfig, RAEConfig
+from rl_ae.sb3 import SACAE
+from rl_ae.sb3.sac_ae import Batch, Noise
+
+CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN, BATCH = 3, 20, 2, 4, 6, 16, 8
+INTERVALS = {"actor": 1, "target": 1, "decoder": 2}
+
+
+def make_agent(cls=SACAE):
+    torch.manual_seed(0)
+    agent = cls(
+        "CnnPolicy",
+        DotEnv((CHANNELS, SIZE, SIZE), ACTIONS),
+        autoencoder=RAEConfig(latent_dim=LATENT, conv=ConvConfig(filters=(FILTERS,) * 4)),
+        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
+        actor_update_interval=INTERVALS["actor"],
+        target_update_interval=INTERVALS["target"],
+        decoder_update_interval=INTERVALS["decoder"],
+        buffer_size=10,
+        device="cpu",
+    )
+    agent.policy.double()
+    agent.log_ent_coef.data = agent.log_ent_coef.data.double()
+    with torch.no_grad():  # leave the initialisation's zeros, behind which faults could hide
+        for parameter in agent.policy.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    agent.policy.set_training_mode(True)
+    return agent
+
+
+def agent_modules(agent):
+    critic, target, actor = agent.critic, agent.critic_target, agent.actor
+    return {
+        "trunk": critic.features_extractor.encoder.trunk,
+        "critic_head": critic.features_extractor.encoder.head,
+        "target_trunk": target.features_extractor.encoder.trunk,
+        "target_head": target.features_extractor.encoder.head,
+        "q0": critic.qf0,
+        "q1": critic.qf1,
+        "target_q0": target.qf0,
+        "target_q1": target.qf1,
+        "actor_head": actor.features_extractor.encoder.head,
+        "actor_hidden": actor.latent_pi,
+        "actor_mean": actor.mu,
+        "actor_log_std": actor.log_std,
+        "decoder": agent.policy.autoencoder.decoder,
+    }
+
+
+def make_paper(agent):
+    torch.set_default_dtype(torch.float64)
+    try:
+        paper = PaperSACAE(CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, module in agent_modules(agent).items():
+            own = list(paper.modules()[name].parameters())
+            for parameter, source in zip(own, module.parameters(), strict=True):
+                assert parameter.shape == source.shape
+                parameter.copy_(source)
+    paper.log_alpha = agent.log_ent_coef.detach().clone().requires_grad_(True)
+    paper.make_optimizers()
+    return paper
+
+
+def make_batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    images = (CHANNELS, SIZE, SIZE)
+    batch = Batch(
+        observations=rand(BATCH, *images),
+        actions=2 * rand(BATCH, ACTIONS) - 1,
+        next_observations=rand(BATCH, *images),
+        rewards=rand(BATCH, 1),
+        dones=(rand(BATCH, 1) > 0.7).double(),
+        discounts=0.9 + 0.1 * rand(BATCH, 1),
+        targets=rand(BATCH, *images),
+    )
+    noise = Noise(*(torch.randn(BATCH, ACTIONS, generator=generator, dtype=torch.float64) for _ in range(2)))
+    return batch, noise
+
+
+def assert_parity(cls, updates=3):
+    """Losses, parameters and the gradients left behind agree after every update."""
+    agent = make_agent(cls)
+    paper = make_paper(agent)
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    for index in range(updates):
+        batch, noise = make_batch(index)
+        metrics = agent.update(batch, noise)
+        losses = paper.update(index, batch, noise, INTERVALS["actor"], INTERVALS["target"], INTERVALS["decoder"])
+        assert losses.keys() <= metrics.keys()
+        for name, loss in losses.items():
+            torch.testing.assert_close(metrics[name], loss.detach(), **close, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(agent.log_ent_coef, paper.log_alpha, **close)
+        torch.testing.assert_close(agent.log_ent_coef.grad, paper.log_alpha.grad, **close)
+        for name, module in agent_modules(agent).items():
+            expected = list(paper.modules()[name].parameters())
+            for parameter, other in zip(module.parameters(), expected, strict=True):
+                torch.testing.assert_close(parameter.data, other.data, **close, msg=lambda m, n=name: f"{n}: {m}")
+                if other.grad is None:
+                    assert parameter.grad is None
+                else:
+                    torch.testing.assert_close(parameter.grad, other.grad, **close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_updates_equal_the_transcription():
+    assert_parity(SACAE)
+
+
+class HalvedMSE(SACAE):
+    def _update_critic(self, batch, noise):
+        metrics = super()._update_critic(batch, noise)
+        metrics["critic_loss"] = 0.5 * metrics["critic_loss"]
+        return metrics
+
+
+class SwappedTaus(SACAE):
+    def _update_targets(self):
+        self.tau, self.encoder_tau = self.encoder_tau, self.tau
+        super()._update_targets()
+        self.tau, self.encoder_tau = self.encoder_tau, self.tau
+
+
+class ActorBeforeCritic(SACAE):
+    def _update_critic(self, batch, noise):
+        self.early = super()._update_actor_and_temperature(batch.observations, self.noise.action)
+        return super()._update_critic(batch, noise)
+
+    def _update_actor_and_temperature(self, observations, noise):
+        return self.early
+
+    def update(self, batch, noise=None):
+        self.noise = noise
+        return super().update(batch, noise)
+
+
+class RepresentationBeforeTargets(SACAE):
+    def _update_targets(self):
+        if self._n_updates % self.decoder_update_interval == 0:
+            self.early = super()._update_representation(self.batch)
+        super()._update_targets()
+
+    def _update_representation(self, batch):
+        return self.early
+
+    def update(self, batch, noise=None):
+        self.batch = batch
+        return super().update(batch, noise)
+
+
+class TargetKeepsGradient(SACAE):
+    """The critic's target is not detached: its gradient reaches the trunk through the next action."""
+
+    def _update_critic(self, batch, noise):
+        with patched(torch, "no_grad", contextlib.nullcontext):
+            return super()._update_critic(batch, noise)
+
+
+class TrunkNotDetached(SACAE):
+    """The actor's loss leaves a gradient on the trunk, though no optimizer steps on it."""
+
+    def _update_actor_and_temperature(self, observations, noise):
+        with patched(torch, "no_grad", contextlib.nullcontext):
+            return super()._update_actor_and_temperature(observations, noise)
+
+
+class ActorTrainsTrunk(TrunkNotDetached):
+    """… and one does."""
+
+    def _setup_model(self):
+        super()._setup_model()
+        trunk = self.critic.features_extractor.encoder.trunk
+        self.actor.optimizer.add_param_group({"params": list(trunk.parameters())})
+
+
+@contextlib.contextmanager
+def patched(owner, name, value):
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        HalvedMSE,
+        SwappedTaus,
+        ActorBeforeCritic,
+        RepresentationBeforeTargets,
+        TargetKeepsGradient,
+        TrunkNotDetached,
+        ActorTrainsTrunk,
+    ],
+)
+def test_planted_faults_are_noticed(fault):
+    with pytest.raises(AssertionError):
+        assert_parity(fault)
