@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("rl-ae: stopped; --resume continues from the last checkpoint")
 
 
-def _default_config(arguments: list[str]) -> Any:
+def _default_config(arguments: list[str]) -> RunConfig:
     """What flags override: the run to resume, a preset, or the plain defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
@@ -136,7 +136,7 @@ def _default_config(arguments: list[str]) -> Any:
         raise ValueError(f"unknown preset {known.preset!r}, expected one of {sorted(PRESETS)}")
     if known.resume and known.run is not None and Run(known.run).config.exists():
         return Run(known.run).read_config()
-    return tyro.MISSING if known.preset is None else PRESETS[known.preset]
+    return RunConfig(env=tyro.MISSING) if known.preset is None else PRESETS[known.preset]
 
 
 if __name__ == "__main__":

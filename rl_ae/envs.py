@@ -13,6 +13,8 @@ from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, Tran
 from PIL import Image
 from stable_baselines3.common.monitor import Monitor
 
+from rl_ae.pixels import MIN_IMAGE_SIZE
+
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -86,8 +88,16 @@ class PixelConfig:
     reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(*self.size, self.frame_stack, self.action_repeat) < 1:
-            raise ValueError(f"size, frame_stack and action_repeat must be ≥ 1, got {self}")
+        height, width = self.size
+        if min(self.size) < MIN_IMAGE_SIZE:
+            raise ValueError(f"size must be at least {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE}, got {height}×{width}")
+        if min(self.frame_stack, self.action_repeat) < 1:
+            raise ValueError(f"frame_stack and action_repeat must be ≥ 1, got {self.frame_stack}, {self.action_repeat}")
+        if min(self.size) <= self.observation_shape[0]:
+            raise ValueError(
+                "observations need more rows and columns than channels, because Stable-Baselines3 takes the smallest "
+                f"dimension for the channels; got {self.observation_shape}"
+            )
 
     @property
     def frame_channels(self) -> int:

@@ -46,3 +46,13 @@ class DotEnv(gym.Env):
 @pytest.fixture
 def dot_env():
     return DotEnv()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """In continuous integration only a missing GPU excuses a skipped test."""
+    report = yield
+    if os.environ.get("CI") and report.skipped and "gpu" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in continuous integration: {report.longrepr}"
+    return report

@@ -30,11 +30,11 @@ def train(learner, updates):
 
 
 def test_it_learns_to_see():
-    fast = RAEConfig(latent_dim=8, conv=CONFIG.conv, encoder_learning_rate=3e-3, decoder_learning_rate=3e-3)
-    learner = make_learner(fast)
+    conv = ConvConfig(filters=(16, 16), kernel_size=4, strides=(2, 2), padding=1)
+    learner = make_learner(RAEConfig(latent_dim=16, conv=conv, encoder_learning_rate=3e-3, decoder_learning_rate=3e-3))
     test = squares(64, seed=999)
     error = [(learner.autoencoder(test).reconstruction - test).square().mean().item()]
-    train(learner, 400)
+    train(learner, 300)
     error.append((learner.autoencoder(test).reconstruction - test).square().mean().item())
     blind = (test - test.mean(dim=0)).square().mean().item()
     assert error[1] < 0.3 * blind < error[0]

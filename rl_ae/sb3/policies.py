@@ -13,11 +13,11 @@ The trunk is the autoencoder's, and the critic's: the actor reads it detached, t
 critic has a copy of trunk, head and Q networks that no loss trains. The temperature's loss trains log α alone.
 """
 
+import math
 from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -31,6 +31,8 @@ from rl_ae.sb3.extractor import AutoencoderExtractor, image_shape
 
 #: SAC-AE's bounds of log σ, reached smoothly through tanh (official code).
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+#: Keeps the logarithm of the squashing's derivative finite (official code, and SB3).
+LOG_PROB_EPSILON = 1e-6
 
 
 class SACAEActor(Actor):
@@ -62,14 +64,15 @@ class SACAEActor(Actor):
             Actions (B, A) in [-1, 1] and log-probabilities (B, 1).
         """
         mean, log_std, kwargs = self.distribution_parameters(latent)
-        if noise is None or not isinstance(self.action_dist, SquashedDiagGaussianDistribution):
+        if self.use_sde:
             actions, log_prob = self.action_dist.log_prob_from_params(mean, log_std, **kwargs)
-        else:
-            distribution = self.action_dist.proba_distribution(mean, log_std)
-            gaussian_actions = mean + log_std.exp() * noise
-            actions = torch.tanh(gaussian_actions)
-            log_prob = distribution.log_prob(actions, gaussian_actions)
-        return actions, log_prob.unsqueeze(1)
+            return actions, log_prob.unsqueeze(1)
+        noise = torch.randn_like(mean) if noise is None else noise
+        actions = torch.tanh(mean + log_std.exp() * noise)
+        # from the noise itself: SB3 recovers it as (x - μ) / σ, which loses its digits where σ is small
+        log_density = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+        log_prob = log_density - torch.log(1.0 - actions.square() + LOG_PROB_EPSILON)
+        return actions, log_prob.sum(dim=1, keepdim=True)
 
 
 class SACAECritic(ContinuousCritic):

@@ -9,7 +9,9 @@
 ========================  ==================================================================
 """
 
+import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import platform
@@ -21,15 +23,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger, make_output_format
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rl_ae.configs import named_config
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.precision import has_fast_bf16
 from rl_ae.sb3.callbacks import Checkpoints, LearningCurve, Progress, TensorboardReconstructions, read_curve
-from rl_ae.sb3.checkpoint import CheckpointWriter, read_state, resume_agent
+from rl_ae.sb3.checkpoint import STATE_FILE, CheckpointWriter, read_state, resume_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, compare
 from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, write_atomically
 from rl_ae.sb3.sac_ae import SACAE
@@ -261,25 +262,45 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another folder with --run")
     write_atomically(run.config, lambda path: path.write_text(json.dumps(describe(config), indent=2)))
 
-    env = make_vec_env(lambda: make_pixel_env(config.env, config.pixels), config.n_envs)
-    if resumed and (run.checkpoint / "state.json").exists():
-        model, curve = _resume(run, config, env)
-    else:
-        model, curve = _start(run, config, env)
-    model.set_logger(_session_logger(run.logs))
+    with contextlib.closing(_make_env(config, config.n_envs)) as env:
+        if resumed and (run.checkpoint / STATE_FILE).exists():
+            model, curve = _resume(run, config, env)
+        else:
+            model, curve = _start(run, config, env)
+        if model.num_timesteps < config.steps:
+            _learn(run, config, model, curve)
+    return run
 
+
+def _learn(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> None:
+    """Train to the run's last step, with everything that watches."""
     checkpoints = Checkpoints(CheckpointWriter(run.checkpoint), config.checkpoint_every, curve)
-    remaining = config.steps - model.num_timesteps
-    if remaining > 0:
+    with (
+        contextlib.closing(_session_logger(run.logs)) as logger,
+        contextlib.closing(_make_env(config, 1)) as evaluation_env,
+    ):
+        model.set_logger(logger)
+        evaluation_env.seed(FIRST_START_SEED // 2)
+        evaluation = EvalCallback(
+            evaluation_env,
+            n_eval_episodes=config.eval_episodes,
+            eval_freq=max(config.eval_every // config.n_envs, 1),
+            verbose=0,
+        )
+        pictures = TensorboardReconstructions(config.eval_every, config.pixels.frame_channels)
         model.learn(
-            remaining,
-            [curve, Progress(curve, config.steps), checkpoints, *_observers(config)],
+            config.steps - model.num_timesteps,
+            [curve, Progress(curve, config.steps), checkpoints, evaluation, pictures],
+            log_interval=1,
             reset_num_timesteps=False,
         )
-        checkpoints.save()
-        _draw(run, config, model, curve)
-    env.close()
-    return run
+    checkpoints.save()
+    _draw(run, config, model, curve)
+
+
+def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
+    # not SB3's make_vec_env: it adds a Monitor outside of the reward's scale
+    return DummyVecEnv([functools.partial(make_pixel_env, config.env, config.pixels)] * n_envs)
 
 
 def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCurve]:
@@ -326,19 +347,6 @@ def _session_logger(folder: Path) -> Logger:
         make_output_format("csv", str(folder), f"_{session}"),
     ]
     return Logger(str(folder), formats)
-
-
-def _observers(config: RunConfig) -> list[Any]:
-    evaluation_env = make_vec_env(lambda: make_pixel_env(config.env, config.pixels), 1, seed=FIRST_START_SEED // 2)
-    return [
-        EvalCallback(
-            evaluation_env,
-            n_eval_episodes=config.eval_episodes,
-            eval_freq=max(config.eval_every // config.n_envs, 1),
-            verbose=0,
-        ),
-        TensorboardReconstructions(config.eval_every, config.pixels.frame_channels),
-    ]
 
 
 def _draw(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> None:

@@ -259,7 +259,11 @@ class SACAE(SAC):
         return rollout
 
     def _catch_up(self) -> None:
-        """Make the updates that the random steps left out, all at once, as the paper's code does."""
+        """Make the updates that the random steps left out, all at once.
+
+        The paper's code does so too, but there the intervals test the step, which stands still meanwhile: each of its
+        1,000 catch-up updates moves actor and targets. Here intervals always count updates.
+        """
         updates = self.learning_starts if self.catch_up_updates is None else self.catch_up_updates
         for _ in tqdm(range(updates), "catch-up updates", leave=False, disable=not self._show_progress):
             self.train(gradient_steps=1, batch_size=self.batch_size)

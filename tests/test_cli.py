@@ -1,0 +1,180 @@
+"""The command line on real environments, in processes of its own."""
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rl_ae import cli
+from rl_ae.sb3.runs import PENDULUM, PRESETS, AgentConfig, RunConfig, train_run
+
+SMALL = (
+    "--size 24 24 --grayscale --learning-starts 20 --batch-size 8 --autoencoder rae_compact "
+    "--net-arch 16 --latent-dim 8 --buffer-size 500 --checkpoint-every 10 --eval-every 30 --eval-episodes 1 "
+    "--action-repeat 4"
+).split()
+TRAIN = ["train", "--env", "Pendulum-v1", *SMALL]
+
+
+def run_cli(*arguments, cwd, check=True):
+    command = [sys.executable, "-m", "rl_ae.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, check=check, capture_output=True, text=True, env=environment)
+
+
+def curve(run):
+    with (run / "curve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run_cli(*TRAIN, "--steps", 110, "--run", "run", "--seed", 3, cwd=folder)
+    return folder / "run"
+
+
+def test_a_run_leaves_its_files(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.json", "checkpoint", "curve.csv", "curve.png", "reconstructions.png", "logs"}
+    config = json.loads((finished / "config.json").read_text())
+    assert config["seed"] == 3 and config["versions"].keys() >= {"torch", "stable-baselines3", "rl-ae", "python"}
+    assert config["resolved"]["agent"]["tau"] == 0.01  # a default, written down
+    assert config["resolved"]["agent"]["autoencoder"]["latent_dim"] == 8
+    rows = curve(finished)
+    assert [int(row["step"]) for row in rows] == [50, 100]
+    assert [int(row["frames"]) for row in rows] == [200, 400]
+    assert all(-2000 < float(row["return"]) < 0 for row in rows)
+    assert np.isfinite(float(rows[-1]["reconstruction"]))
+
+
+def test_tensorboard_has_scalars_and_reconstructions(finished):
+    [folder] = {path.parent for path in finished.glob("logs/events*")}
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train/critic_loss",
+        "train/reconstruction",
+        "rollout/ep_rew_mean",
+        "time/fps",
+        "eval/mean_reward",
+    } <= scalars
+    assert events.Tags()["images"] == ["reconstructions"]
+    assert -2000 < events.Scalars("rollout/ep_rew_mean")[0].value < -50
+
+
+def test_a_finished_run_is_evaluated(finished):
+    result = run_cli("evaluate", finished, "--episodes", 2, cwd=finished)
+    assert "random policy" in result.stdout and "trained policy" in result.stdout and "dB PSNR" in result.stdout
+    record = json.loads((finished / "evaluation.json").read_text())
+    assert len(record["returns"]) == 2
+    assert record["mean_return"] == pytest.approx(np.mean(record["returns"]))
+    assert record["step"] == 110 and record["psnr"] > 0
+    assert (finished / "evaluation.mp4").exists() and (finished / "evaluation.png").exists()
+    again = run_cli("evaluate", finished, "--episodes", 2, cwd=finished)
+    assert again.stdout == result.stdout
+
+
+def test_an_existing_run_is_not_overwritten(finished):
+    before = (finished / "checkpoint/state.json").read_text()
+    result = run_cli(*TRAIN, "--steps", 110, "--run", finished, "--seed", 3, cwd=finished, check=False)
+    assert result.returncode != 0
+    assert "exists: continue it with --resume" in result.stderr
+    assert (finished / "checkpoint/state.json").read_text() == before
+
+
+def test_a_run_resumed_with_other_settings_is_refused(finished):
+    with pytest.raises(SystemExit, match=r"another configuration \(seed: expected 3, got 4\)"):
+        cli.main(["train", "--run", str(finished), "--resume", "--seed", "4"])
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "run/checkpoint/state.json"
+    deadline = time.monotonic() + 120
+    while not (state.exists() and json.loads(state.read_text())["step"] >= 40):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    killed_at = json.loads(state.read_text())["step"]
+    episodes = len(curve(tmp_path / "run"))
+    total = killed_at + 60
+    result = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", total, cwd=tmp_path)
+    assert f"at step {killed_at:_} of {total:_}" in result.stdout
+    assert json.loads(state.read_text())["step"] == total
+    rows = curve(tmp_path / "run")
+    assert len(rows) > episodes
+    assert [int(row["episode"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert all(int(b["step"]) > int(a["step"]) for a, b in itertools.pairwise(rows))
+    assert float(rows[-1]["seconds"]) >= float(rows[episodes - 1]["seconds"]) if episodes else True
+    assert len(list((tmp_path / "run/logs").glob("progress_*.csv"))) == 2
+
+    finished_again = run_cli("train", "--run", tmp_path / "run", "--resume", cwd=tmp_path)
+    assert "next: rl-ae evaluate" in finished_again.stdout
+
+
+def test_carracing_runs(tmp_path):
+    arguments = [*SMALL, "--env", "CarRacing-v3", "--steps", 40, "--run", "car", "--eval-every", 1000]
+    run_cli("train", *arguments, cwd=tmp_path)
+    state = json.loads((tmp_path / "car/checkpoint/state.json").read_text())
+    assert state["step"] == 40 and state["replay"]["obs_shape"] == [3, 24, 24]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--env", "Pendulumm-v1"], "unknown environment"),
+        (["train", "--env", "CartPole-v1", "--size", "16", "16"], "Discrete"),
+        (["train", "--env", "Pendulum-v1", "--autoencoder", "nae"], r"unknown autoencoder 'nae', expected one of"),
+        (["train", "--preset", "penduluum"], r"unknown preset 'penduluum', expected one of \['pendulum'\]"),
+        (["train", "--env", "Pendulum-v1", "--size", "4", "4"], "size must be at least 8×8, got 4×4"),
+        (["evaluate", "nowhere"], "nowhere is not a run: it has no config.json"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        cli.main(arguments)
+
+
+def test_a_foreign_folder_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="not a run's configuration"):
+        cli.main(["evaluate", str(tmp_path)])
+
+
+def test_configs_survive_json():
+    for config in (PENDULUM, RunConfig(env="x", agent=AgentConfig(net_arch=(3, 4)))):
+        assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert PRESETS["pendulum"] is PENDULUM
+
+
+def test_a_nan_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    def poisoned(self, batch, noise=None):
+        metrics = update(self, batch, noise)
+        return metrics | {"critic_loss": metrics["critic_loss"] * float("nan")} if self._n_updates > 40 else metrics
+
+    update = cli.train_run.__globals__["SACAE"].update
+    monkeypatch.setattr("rl_ae.sb3.sac_ae.SACAE.update", poisoned)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="critic_loss is nan at update 41"):
+        cli.main([*TRAIN, "--steps", "100", "--run", "run"])
+    assert json.loads(Path("run/checkpoint/state.json").read_text())["step"] == 40
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.from_dict(json.loads(Path("run/config.json").read_text())["config"])
+    run = train_run(config, Path("run"), resume=True)
+    assert json.loads((run.checkpoint / "state.json").read_text())["step"] == 100

@@ -1,0 +1,91 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.env_checker import check_env
+
+from rl_ae.envs import ActionRepeat, PixelConfig, make_pixel_env, shrink
+
+PENDULUM = PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1)
+
+
+def test_pendulum_is_rendered_cropped_and_stacked():
+    env = make_pixel_env("Pendulum-v1", PENDULUM)
+    with pytest.warns(UserWarning, match="symmetric and normalized Box"):  # Pendulum's torques are in [-2, 2]
+        check_env(env, skip_render_check=True)
+    first, _ = env.reset(seed=0)
+    assert first.shape == (3, 48, 48) and first.dtype == np.uint8
+    assert np.array_equal(first[0], first[1]) and np.array_equal(first[1], first[2])
+    assert (first == 255).mean() > 0.8 and first.min() < 40  # a dark axle on white
+    second, *_ = env.step(env.action_space.high)
+    assert np.array_equal(second[:2], first[1:])
+    assert not np.array_equal(second[2], first[2])
+
+
+def test_rewards_add_up_over_repeats_and_returns_stay_unscaled():
+    env, plain = make_pixel_env("Pendulum-v1", PENDULUM), gym.make("Pendulum-v1")
+    env.reset(seed=3), plain.reset(seed=3)
+    action, total, steps, done = np.array([0.7], np.float32), 0.0, 0, False
+    while not done:
+        _, reward, terminated, truncated, info = env.step(action)
+        both = sum(plain.step(action)[1] for _ in range(2))
+        assert reward == pytest.approx(0.1 * both, rel=1e-6)
+        total, steps, done = total + both, steps + 1, terminated or truncated
+    assert steps == 100
+    assert info["episode"]["r"] == pytest.approx(total, rel=1e-4)
+
+
+def test_repeats_stop_with_the_episode():
+    env = ActionRepeat(gym.make("Pendulum-v1", max_episode_steps=5), 3)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(2)] == [False, True]
+    with pytest.raises(ValueError, match="at least once, got 0"):
+        ActionRepeat(env, 0)
+
+
+def test_carracing_frames_are_used_as_they_are():
+    env = make_pixel_env("CarRacing-v3", PixelConfig(size=(64, 48)))
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (9, 64, 48)
+    raw = gym.make("CarRacing-v3", render_mode="rgb_array").reset(seed=0)[0]
+    assert np.array_equal(observation[-3:], shrink(raw, (64, 48), False, None))
+    env.close()
+
+
+def test_shrinking_averages():
+    frame = np.zeros((8, 8, 3), np.uint8)
+    frame[:4, :4] = 200
+    assert shrink(frame, (2, 2), True, None).tolist() == [[[200, 0], [0, 0]]]
+    assert shrink(frame, (1, 1), False, None).flatten().tolist() == [50, 50, 50]
+    assert shrink(frame, (1, 1), True, (0, 0, 4, 4)).item() == 200
+    assert shrink(frame[..., :1], (2, 2), False, None).shape == (3, 2, 2)
+
+
+def test_unknown_and_unrenderable_environments():
+    with pytest.raises(ValueError, match="unknown environment"):
+        make_pixel_env("Pendulumm-v1")
+    with pytest.raises(ValueError, match="render_mode is None"):
+        make_pixel_env("Pendulum-v1", render_mode=None)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise gym.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(gym, "make", fail)
+    with pytest.raises(ImportError, match=r'pip install "rl-ae\[box2d\]"'):
+        make_pixel_env("CarRacing-v3")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"size": (7, 40)}, "size must be at least 8×8, got 7×40"),
+        ({"frame_stack": 0}, "must be ≥ 1"),
+        ({"action_repeat": 0}, "must be ≥ 1"),
+        ({"size": (9, 40)}, r"more rows and columns than channels.* \(9, 9, 40\)"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PixelConfig(**kwargs)

@@ -1,0 +1,25 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import rl_ae
+
+
+def test_the_torch_half_does_not_load_stable_baselines():
+    script = (
+        "import sys, rl_ae, rl_ae.autoencoders, rl_ae.losses, rl_ae.learner\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'stable_baselines3', 'gymnasium', 'matplotlib', 'tensorboard', 'tyro', 'PIL'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(rl_ae.__file__).parent / "py.typed").exists()
+
+
+def test_everything_exported_is_there_and_documented():
+    for name in rl_ae.__all__:
+        exported = getattr(rl_ae, name)
+        assert name == "CONFIGS" or exported.__doc__

@@ -1,0 +1,43 @@
+import re
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from rl_ae.sb3.memory import Memory, available_memory, bytes_per_step, check_replay_memory
+
+FRAMES = spaces.Box(0, 255, (9, 84, 84), np.uint8)
+ACTIONS = spaces.Box(-1, 1, (6,))
+PLENTY = Memory(free=200 * 10**9, limit=200 * 10**9)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_bytes_are_those_of_sb3s_buffer(optimized):
+    space = spaces.Box(0, 255, (3, 16, 20), np.uint8)
+    buffer = ReplayBuffer(50, space, ACTIONS, optimize_memory_usage=optimized, handle_timeout_termination=not optimized)
+    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == 50 * bytes_per_step(space, ACTIONS, optimized)
+
+
+def test_the_arithmetic_is_in_the_message():
+    message = check_replay_memory(1_000_000, FRAMES, ACTIONS, memory=PLENTY)
+    assert message.startswith("replay buffer needs 127.0 GB (1_000_000 transitions of 127_044 bytes), 200.0 GB free")
+
+
+def test_it_warns_above_what_is_free_and_refuses_above_the_limit():
+    with pytest.warns(UserWarning, match=r"needs 127.0 GB .* 23.4 GB free of 130.0 GB: buffer_size=165_769 fits"):
+        check_replay_memory(1_000_000, FRAMES, ACTIONS, memory=Memory(234 * 10**8, 130 * 10**9))
+    with pytest.raises(MemoryError, match=r"needs 127.0 GB .* 23.4 GB free of 25.0 GB: buffer_size=") as error:
+        check_replay_memory(1_000_000, FRAMES, ACTIONS, memory=Memory(234 * 10**8, 25 * 10**9))
+    fits = int(re.search(r"buffer_size=([\d_]+)", str(error.value)).group(1))
+    assert check_replay_memory(fits, FRAMES, ACTIONS, memory=Memory(234 * 10**8, 25 * 10**9))
+
+
+def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000000\n")
+    monkeypatch.setattr("rl_ae.sb3.memory._CGROUP_LIMITS", (limit,))
+    assert available_memory() == Memory(free=0, limit=1_000_000)
+    limit.write_text("max\n")
+    assert available_memory().limit > 10**9

@@ -1,0 +1,53 @@
+"""Every code block of the README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+
+
+def shortened(code):
+    """THE ONE RULE: step counts shrink. `learn(N`, `--steps N` to 24 (48 when resumed), `learning_starts` to 20."""
+    code = re.sub(r"(?<=learn\()[\d_]+", "24", code)
+    code = re.sub(r"(?<=learning_starts=)[\d_]+", "20", code)
+    code = re.sub(r"(?<=--learning-starts )\d+", "20", code)
+    return re.sub(r"(?<=--steps )\d+", "26" if "--resume" in code else "24", code)
+
+
+def test_every_language_is_covered():
+    assert {language for language, _ in BLOCKS} == {"python", "sh", "text"}
+    assert len(PYTHON) >= 4 and len(SHELL) >= 6
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("\n")[0])
+def test_python(code, tmp_path):
+    script = "import torch; torch.set_num_threads(1)\n" + shortened(code)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_shell(tmp_path):
+    for line in SHELL:
+        program, *arguments = shlex.split(shortened(line))
+        if program == "make":  # whole targets: the continuous integration runs them for real
+            subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        else:
+            assert program == "rl-ae"
+            subprocess.run([sys.executable, "-m", "rl_ae.cli", *arguments], cwd=tmp_path, check=True)
+    assert {path.name for path in (tmp_path / "runs/pendulum").iterdir()} >= {
+        "checkpoint",
+        "config.json",
+        "curve.csv",
+        "curve.png",
+        "evaluation.json",
+        "evaluation.mp4",
+        "logs",
+        "reconstructions.png",
+    }
