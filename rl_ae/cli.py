@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from rl_ae.envs import make_pixel_env
 from rl_ae.sb3.checkpoint import load_agent
 from rl_ae.sb3.evaluation import (
     Episode,
@@ -25,19 +24,10 @@ from rl_ae.sb3.pictures import save_reconstructions, save_video, write_atomicall
 from rl_ae.sb3.runs import PRESETS, Run, RunConfig, describe, train_run
 
 
-def train(
-    config: RunConfig,
-    run: Path | None = None,
-    resume: bool = False,
-) -> None:
-    """Train an agent from pixels.
-
-    Args:
-        config: The run.
-        run: Its folder; runs/<algo>_<env>_<seed> if omitted.
-        resume: Continue the run in the folder if there is one, from its last checkpoint.
-    """
-    folder = Path("runs") / f"{config.algo}_{config.env.replace('/', '-')}_{config.seed}" if run is None else run
+def train(config: RunConfig, run: Path | None, resume: bool) -> None:
+    """Train an agent in ``run``, a folder, or in runs/<algo>_<env>_<seed>."""
+    name = f"{config.algo}_{config.env}_{config.seed}".replace("/", "-").replace(":", "-")
+    folder = Path("runs") / name if run is None else run
     print(json.dumps(describe(config), indent=2))
     finished = train_run(config, folder, resume)
     print(f"run: {finished.folder} (curve.csv, curve.png, reconstructions.png, checkpoint/, logs/ for TensorBoard)")
@@ -55,7 +45,7 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], episodes: int = 10, dev
     if episodes < 1:
         raise ValueError(f"episodes must be ≥ 1, got {episodes}")
     config = Run(run).read_config()
-    env = make_pixel_env(config.env, config.pixels)
+    env = config.make_env()
     model = load_agent(Run(run).checkpoint, device=device, buffer_size=1)
     seeds = start_seeds(episodes)
     random = [play_episode(RandomPolicy(env.action_space, seed), env, seed).episode_return for seed in seeds]
@@ -116,6 +106,14 @@ def main(arguments: list[str] | None = None) -> None:
             resume: bool = False,
             preset: str | None = None,
         ) -> None:
+            """Train an agent from pixels, in a folder of its own.
+
+            Args:
+                config: The run.
+                run: Its folder; runs/<algo>_<env>_<seed> if omitted.
+                resume: Continue the run in the folder, if there is one, from its last checkpoint.
+                preset: Settings to start from; flags override them. There is: pendulum.
+            """
             train(config, run, resume)
 
         tyro.extras.subcommand_cli_from_dict({"train": train_command, "evaluate": evaluate}, args=given, prog="rl-ae")

@@ -1,5 +1,8 @@
+import io
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -303,11 +306,15 @@ def test_catch_up_updates_follow_the_random_steps():
     assert agent._n_updates == updates + 5
 
 
-def test_catch_up_shows_progress(capfd):
+@pytest.mark.filterwarnings("ignore:rich is experimental")  # SB3 uses it all the same
+def test_catch_up_shows_progress(capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws into a pipe only when told to
     make_agent().learn(21)
     assert "catch-up" not in capfd.readouterr().err
     make_agent(verbose=1).learn(21)
     assert "catch-up updates" in capfd.readouterr().err
+    make_agent(catch_up_updates=100).learn(21, progress_bar=True)
+    assert re.search(r"catch-up updates \d+/100", capfd.readouterr().out)
 
 
 def test_logged_keys_are_sb3s(tmp_path):
@@ -429,6 +436,24 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         SACAE.load(tmp_path / "agent.zip")
     with pytest.raises(FileNotFoundError):
         SACAE.load(tmp_path / "absent")
+
+
+def test_a_checkpoint_marked_cuda_loads_on_a_cpu(tmp_path, monkeypatch):
+    """What a GPU writes differs from what a CPU writes in the storages' location alone."""
+    agent = make_agent().learn(25)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        agent.save(tmp_path / "agent")
+    if not torch.cuda.is_available():
+        with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+            weights = io.BytesIO(archive.read("policy.pth"))
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(weights, weights_only=True)
+    loaded = SACAE.load(tmp_path / "agent", device="cpu", env=DotEnv())
+    for name, tensor in agent.policy.state_dict().items():
+        assert torch.equal(tensor, loaded.policy.state_dict()[name]), name
+    loaded.learn(5, reset_num_timesteps=False)
+    assert loaded._n_updates == agent._n_updates + 5
 
 
 @pytest.mark.gpu

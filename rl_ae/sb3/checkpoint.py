@@ -145,7 +145,7 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
     assert model.replay_buffer is not None
     _load_replay(model.replay_buffer, state["replay"], folder)
     _mark_boundary(model.replay_buffer)
-    random = torch.load(folder / state["random"], weights_only=True)
+    random = torch.load(folder / state["random"], map_location="cpu", weights_only=True)
     generators.restore(random["global"])
     model.action_space.np_random.bit_generator.state = json.loads(random["action_space"])
     return model

@@ -11,7 +11,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import json
 import platform
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from stable_baselines3.common.callbacks import EvalCallback
@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rl_ae.configs import named_config
-from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.envs import Frame, PixelConfig, make_pixel_env
 from rl_ae.precision import has_fast_bf16
 from rl_ae.sb3.callbacks import Checkpoints, LearningCurve, Progress, TensorboardReconstructions, read_curve
 from rl_ae.sb3.checkpoint import STATE_FILE, CheckpointWriter, read_state, resume_agent
@@ -119,7 +119,8 @@ class RunConfig:
     """A training run.
 
     Attributes:
-        env: Id of a Gymnasium environment that returns pixels or can render them.
+        env: Id of a Gymnasium environment that returns pixels or can render them; package:Id-v0 imports its package.
+        env_kwargs: Arguments of the environment, a JSON object.
         algo: The algorithm.
         steps: Agent steps of the whole run; environment frames are steps × action_repeat.
         seed: Of networks, exploration and environments.
@@ -133,6 +134,7 @@ class RunConfig:
     """
 
     env: str
+    env_kwargs: str = "{}"
     algo: Literal["sac_ae"] = "sac_ae"
     steps: int = 100_000
     seed: int = 0
@@ -143,6 +145,14 @@ class RunConfig:
     eval_episodes: int = 5
     pixels: Annotated[PixelConfig, tyro.conf.arg(name="")] = PixelConfig()
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = AgentConfig()
+
+    def make_env(self) -> gym.Env[Frame, Any]:
+        """The environment; raises as :func:`~rl_ae.envs.make_pixel_env`, and ValueError if the JSON is broken."""
+        try:
+            env_kwargs = json.loads(self.env_kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}: {error}") from error
+        return make_pixel_env(self.env, self.pixels, **env_kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that :meth:`from_dict` turns back into an equal config."""
@@ -300,7 +310,7 @@ def _learn(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> N
 
 def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
     # not SB3's make_vec_env: it adds a Monitor outside of the reward's scale
-    return DummyVecEnv([functools.partial(make_pixel_env, config.env, config.pixels)] * n_envs)
+    return DummyVecEnv([config.make_env] * n_envs)
 
 
 def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCurve]:

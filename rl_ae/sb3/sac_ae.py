@@ -3,6 +3,7 @@
 import io
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
@@ -11,7 +12,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
@@ -194,7 +195,6 @@ class SACAE(SAC):
         self.autoencoder_learning_rate = autoencoder_learning_rate
         self.catch_up_updates = catch_up_updates
         self.precision = precision
-        self._show_progress = verbose > 0
 
         if _init_setup_model:
             self._setup_model()
@@ -248,25 +248,28 @@ class SACAE(SAC):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACAE:
-        self._show_progress = progress_bar or self.verbose > 0
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
         first_update = self._n_updates == 0 and self.num_timesteps > self.learning_starts
         if rollout.continue_training and first_update and self.gradient_steps != 0:
-            self._catch_up()
+            self._catch_up(callback)
         return rollout
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, callback: BaseCallback) -> None:
         """Make the updates that the random steps left out, all at once.
 
         The paper's code does so too, but there the intervals test the step, which stands still meanwhile: each of its
         1,000 catch-up updates moves actor and targets. Here intervals always count updates.
         """
         updates = self.learning_starts if self.catch_up_updates is None else self.catch_up_updates
-        for _ in tqdm(range(updates), "catch-up updates", leave=False, disable=not self._show_progress):
+        sb3_bars = list(_progress_bars(callback))  # while one is shown, nothing else reaches the terminal
+        hidden = self.verbose == 0 or len(sb3_bars) > 0
+        for update in tqdm(range(updates), "catch-up updates", leave=False, disable=hidden):
             self.train(gradient_steps=1, batch_size=self.batch_size)
+            for bar in sb3_bars:
+                bar.set_description(f"catch-up updates {update + 1}/{updates}" if update + 1 < updates else "")
 
     def _store_transition(
         self,
@@ -436,6 +439,15 @@ class SACAE(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "learner", "generators"], variables
+
+
+def _progress_bars(callback: BaseCallback) -> Iterator[Any]:
+    """The bars of ``learn(progress_bar=True)``."""
+    if isinstance(callback, ProgressBarCallback):
+        yield callback.pbar
+    elif isinstance(callback, CallbackList):
+        for child in callback.callbacks:
+            yield from _progress_bars(child)
 
 
 def _check_archive(path: str | Path | io.BufferedIOBase, expected: set[str]) -> None:
