@@ -22,14 +22,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the package, and imports it in an empty environment.
 wheel: $(VENV)/.dev
+	rm -rf dist $(VENV)-wheel
 	$(BIN)/python -m build
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install -q -c constraints.txt dist/*.whl
+	cd dist && ../$(VENV)-wheel/bin/python -c "import rl_ae.sb3, pathlib; assert pathlib.Path(rl_ae.__file__).with_name('py.typed').exists()"
+	rm -rf $(VENV)-wheel
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/pip install -q -c constraints.txt -e ".[demo]"
 	touch $@
 

@@ -1,12 +1,14 @@
 """``rl-ae``: train and evaluate from the command line."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import gymnasium as gym
 import numpy as np
 import tyro
 
@@ -21,14 +23,17 @@ from rl_ae.sb3.evaluation import (
     start_seeds,
 )
 from rl_ae.sb3.pictures import save_reconstructions, save_video, write_atomically
-from rl_ae.sb3.runs import PRESETS, Run, RunConfig, describe, train_run
+from rl_ae.sb3.run_config import PRESETS, RunConfig
+from rl_ae.sb3.runs import Run, train_run
 
 
-def train(config: RunConfig, run: Path | None, resume: bool) -> None:
-    """Train an agent in ``run``, a folder, or in runs/<algo>_<env>_<seed>."""
-    name = f"{config.algo}_{config.env}_{config.seed}".replace("/", "-").replace(":", "-")
-    folder = Path("runs") / name if run is None else run
-    print(json.dumps(describe(config), indent=2))
+def default_folder(config: RunConfig) -> Path:
+    """Where a run goes that was given no folder: runs/<algo>_<env>_<seed>."""
+    return Path("runs") / f"{config.algo}_{config.env}_{config.seed}".replace("/", "-").replace(":", "-")
+
+
+def train(config: RunConfig, folder: Path, resume: bool) -> None:
+    """Train an agent in a folder."""
     finished = train_run(config, folder, resume)
     print(f"run: {finished.folder} (curve.csv, curve.png, reconstructions.png, checkpoint/, logs/ for TensorBoard)")
     print(f"next: rl-ae evaluate {finished.folder}")
@@ -45,7 +50,11 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], episodes: int = 10, dev
     if episodes < 1:
         raise ValueError(f"episodes must be ≥ 1, got {episodes}")
     config = Run(run).read_config()
-    env = config.make_env()
+    with contextlib.closing(config.make_env()) as env:
+        _evaluate(run, config, env, episodes, device)
+
+
+def _evaluate(run: Path, config: RunConfig, env: gym.Env[Any, Any], episodes: int, device: str) -> None:
     model = load_agent(Run(run).checkpoint, device=device, buffer_size=1)
     seeds = start_seeds(episodes)
     random = [play_episode(RandomPolicy(env.action_space, seed), env, seed).episode_return for seed in seeds]
@@ -91,6 +100,9 @@ def _write_evaluation(
     ]
 
 
+_PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``rl-ae``."""
     # environments drawn with SDL ask for a display and for sound unless told that there is none
@@ -104,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
             config: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
             run: Path | None = None,
             resume: bool = False,
-            preset: str | None = None,
+            preset: Annotated[str | None, tyro.conf.arg(help=_PRESET_HELP)] = None,
         ) -> None:
             """Train an agent from pixels, in a folder of its own.
 
@@ -112,9 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
                 config: The run.
                 run: Its folder; runs/<algo>_<env>_<seed> if omitted.
                 resume: Continue the run in the folder, if there is one, from its last checkpoint.
-                preset: Settings to start from; flags override them. There is: pendulum.
+                preset: See its help.
             """
-            train(config, run, resume)
+            if run is None and resume and Run(default_folder(config)).config.exists():
+                main([*given, "--run", str(default_folder(config))])  # whose settings are the defaults, then
+            else:
+                train(config, default_folder(config) if run is None else run, resume)
 
         tyro.extras.subcommand_cli_from_dict({"train": train_command, "evaluate": evaluate}, args=given, prog="rl-ae")
     except (ValueError, TypeError, ImportError, MemoryError, FloatingPointError) as error:

@@ -115,6 +115,8 @@ class RAEConfig(AutoencoderConfig):
 #: Three stride-2 convolutions: far less arithmetic than the trunk of SAC-AE, for small images and CPUs.
 COMPACT_CONV = ConvConfig(filters=(32, 32, 32), kernel_size=4, strides=(2, 2, 2), padding=1)
 
+DEFAULT_AUTOENCODER = "rae"
+
 #: The variants that ``autoencoder="<name>"`` knows.
 CONFIGS: dict[str, AutoencoderConfig] = {
     "ae": RAEConfig(latent_weight=0.0, decoder_weight_decay=0.0),

@@ -128,7 +128,8 @@ def make_pixel_env(env: str, pixels: PixelConfig = PixelConfig(), **env_kwargs: 
         ValueError: If the id is unknown, or the environment neither returns nor renders images.
         ImportError: If a package the environment needs is missing; names the extra that has it.
     """
-    frames = Monitor(_with_frames(ActionRepeat(_make(env, env_kwargs), pixels.action_repeat)))
+    frames = Monitor(_make(env, pixels.action_repeat, env_kwargs))
+    _check_crop(pixels.crop, frames.observation_space)
     shrunk = TransformObservation(
         frames,
         lambda frame: shrink(frame, pixels.size, pixels.grayscale, pixels.crop),
@@ -144,26 +145,49 @@ def make_pixel_env(env: str, pixels: PixelConfig = PixelConfig(), **env_kwargs: 
     return TransformReward(stacked, lambda reward: pixels.reward_scale * float(reward))
 
 
-def _make(env: str, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+#: What an id or an entry point contains → the extra that installs what the environment needs.
+_EXTRAS = {
+    "envs.box2d": "box2d",
+    "envs.classic_control": "demo",
+    "envs.mujoco": "dmc",
+    "dm_control": "dmc",
+    "shimmy": "dmc",
+    "ALE/": "atari",
+    "ale_py": "atari",
+}
+
+
+def _make(env: str, action_repeat: int, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    """The environment with repeated actions and image observations; see :func:`make_pixel_env` for what it raises."""
     try:
-        return gym.make(env, **{"render_mode": "rgb_array", **env_kwargs})
-    except gym.error.DependencyNotInstalled as error:
-        entry_point = str(gym.spec(env).entry_point)
-        extra = next((extra for folder, extra in _EXTRAS.items() if folder in entry_point), None)
-        advice = f'pip install "rl-ae[{extra}]"' if extra else "see its documentation"
-        raise ImportError(f"{env} needs a package that is not installed: {advice} ({error})") from error
-    except gym.error.UnregisteredEnv as error:
-        raise ValueError(f"unknown environment: {error} Packages register theirs on import: package:Id-v0") from error
+        try:
+            made = gym.make(env, **{"render_mode": "rgb_array", **env_kwargs})
+        except TypeError:  # an environment that observes images may know no render_mode
+            made = gym.make(env, **env_kwargs)
+        return _with_frames(ActionRepeat(made, action_repeat))
+    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise ImportError(f"{env} needs a package that is not installed: {_advice(env)} ({error})") from error
+    except gym.error.Error as error:
+        raise ValueError(
+            f"unknown environment: {error} A package's environments are known once it is imported: "
+            f"write package:Id-v0, and {_advice(env)}"
+        ) from error
 
 
-#: The extra that installs what the environments in a folder of Gymnasium need.
-_EXTRAS = {"envs.box2d": "box2d", "envs.classic_control": "demo", "envs.mujoco": "dmc"}
+def _advice(env: str) -> str:
+    entry_point = str(gym.registry[env].entry_point) if env in gym.registry else ""
+    for part, extra in _EXTRAS.items():
+        if part in env or part in entry_point:
+            return f'pip install "rl-ae[{extra}]"'
+    return "install what its documentation names"
 
 
 def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """The environment itself if it observes images, else the environment rendered."""
     space = env.observation_space
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3):
+        if len(space.shape) == 3 and space.shape[-1] not in (1, 3):
+            raise ValueError(f"expected frames of shape (H, W, 3), (H, W, 1) or (H, W), got {space.shape}")
         return env
     if env.render_mode != "rgb_array":
         raise ValueError(
@@ -171,3 +195,14 @@ def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             "expected uint8 images or render_mode='rgb_array'"
         )
     return AddRenderObservation(env, render_only=True)
+
+
+def _check_crop(crop: tuple[int, int, int, int] | None, frames: spaces.Space[Any]) -> None:
+    assert frames.shape is not None
+    height, width = frames.shape[:2]
+    if crop is not None:
+        left, upper, right, lower = crop
+        if not (0 <= left < right <= width and 0 <= upper < lower <= height):
+            raise ValueError(
+                f"crop (left, upper, right, lower) = {crop} is not inside the frame, {height}×{width} pixels"
+            )

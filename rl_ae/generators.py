@@ -56,9 +56,11 @@ class PrivateGenerators:
     def __init__(self, seed: int | None = None) -> None:
         if seed is None:
             seed = int(np.random.randint(2**31))
+        # not the seed itself: torch's stream would repeat the draws that initialised the networks
+        torch_seed, numpy_seed = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(2)
         outside = capture()
-        torch.manual_seed(seed)
-        np.random.seed(seed)
+        torch.manual_seed(int(torch_seed))
+        np.random.seed(int(numpy_seed))
         self._state = capture()
         restore(outside)
 

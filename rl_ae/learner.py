@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rl_ae.autoencoders import ConvAutoencoder
 from rl_ae.losses import RAELoss
 from rl_ae.pixels import dequantize
-from rl_ae.precision import autocast
+from rl_ae.precision import autocast, check_precision
 
 
 class RepresentationLearner:
@@ -28,6 +28,9 @@ class RepresentationLearner:
 
     Attributes:
         step: Updates made so far.
+
+    Raises:
+        ValueError: If the precision is unknown.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class RepresentationLearner:
         target_bits: int | None,
         precision: str,
     ) -> None:
+        check_precision(precision, next(autoencoder.parameters()).device)
         self.autoencoder, self.loss = autoencoder, loss
         self.target_bits, self.precision = target_bits, precision
         self.encoder_optimizer = torch.optim.Adam(autoencoder.encoder.parameters(), lr=encoder_learning_rate)
@@ -94,11 +98,14 @@ class RepresentationLearner:
 
         Args:
             state: What :meth:`state_dict` returned.
-            strict: Require the same names; Stable-Baselines3 passes it when it loads an agent.
+            strict: Refuse names that are not known here; Stable-Baselines3 passes it when it loads an agent.
 
         Raises:
-            KeyError: If a part is missing.
+            ValueError: If a name is missing, or unknown.
         """
+        expected = {"step", *(name for name, _ in self.parts())}
+        if expected - state.keys() or (strict and state.keys() - expected):
+            raise ValueError(f"expected the entries {sorted(expected)}, got {sorted(state)}")
         self.step = state["step"]
         for name, part in self.parts():
             part.load_state_dict(state[name])

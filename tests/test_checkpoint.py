@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import DotEnv
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rl_ae import ConvConfig, RAEConfig
-from rl_ae.sb3 import SACAE, checkpoint
+from rl_ae.sb3 import SACAE, NonFiniteError, checkpoint
 from rl_ae.sb3.checkpoint import CheckpointWriter, load_agent, read_state, resume_agent
 
 CONFIG = RAEConfig(latent_dim=4, conv=ConvConfig(filters=(4,), strides=(2,)))
@@ -66,16 +67,52 @@ def test_only_changed_chunks_are_written_again(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == named
 
 
-def test_a_new_process_continues_the_same_chunks(tmp_path):
-    agent = make_agent(gradient_steps=0).learn(20)
+@pytest.mark.parametrize("first", [16, 20, 24, 40])  # at the end of a chunk, within one, with a full buffer
+def test_a_new_process_continues_the_same_chunks(tmp_path, first):
+    agent = make_agent(gradient_steps=0).learn(first)
     CheckpointWriter(tmp_path).save(agent, {})
     resumed = resume_agent(tmp_path, make_env())
     resumed.learn(5, reset_num_timesteps=False)
     CheckpointWriter(tmp_path).save(resumed, {})
     again = resume_agent(tmp_path, make_env())
     buffers_agree(resumed.replay_buffer, again.replay_buffer)
-    assert np.array_equal(again.replay_buffer.observations[:20], agent.replay_buffer.observations[:20])
-    assert again.replay_buffer.timeouts[19] == 1  # the first session's end
+    kept = slice(0 if first < 40 else 5, first)
+    assert np.array_equal(again.replay_buffer.observations[kept], agent.replay_buffer.observations[kept])
+    assert again.replay_buffer.timeouts[first - 1] == 1  # the first session's end, still marked
+
+
+def test_another_agents_folder_is_written_anew(tmp_path):
+    CheckpointWriter(tmp_path).save(make_agent(gradient_steps=0).learn(30), {})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    other = make_agent(gradient_steps=0, seed=7).learn(20)
+    CheckpointWriter(tmp_path).save(other, {})
+    buffers_agree(resume_agent(tmp_path, make_env()).replay_buffer, other.replay_buffer)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "notes").is_dir()
+    assert len(list(tmp_path.glob("replay-*"))) == 3
+
+
+def test_arrays_of_an_unknown_buffer_are_kept(tmp_path):
+    agent = make_agent(gradient_steps=0, replay_buffer_class=Prioritised).learn(20)
+    agent.replay_buffer.priorities[:20] = np.arange(20)
+    CheckpointWriter(tmp_path).save(agent, {})
+    assert np.array_equal(resume_agent(tmp_path, make_env()).replay_buffer.priorities[:20], np.arange(20))
+
+
+class Prioritised(ReplayBuffer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.priorities = np.zeros(self.buffer_size)
+
+
+def test_broken_weights_do_not_replace_good_ones(tmp_path):
+    agent, writer = make_agent().learn(20), CheckpointWriter(tmp_path)
+    writer.save(agent, {})
+    with torch.no_grad():
+        agent.actor.mu.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"actor.mu.bias is not finite at step 20"):
+        writer.save(agent, {})
+    assert torch.isfinite(resume_agent(tmp_path, make_env()).actor.mu.bias).all()
 
 
 def test_updates_and_draws_continue_where_they_were(tmp_path):
@@ -173,6 +210,8 @@ def test_damage_is_named(tmp_path):
         "missing chunk": ((chunk, None), "is incomplete: state.json names"),
         "half chunk": ((chunk, (tmp_path / "good" / chunk).read_bytes()[:100]), "is damaged"),
         "agent": ((state["agent"], b"not a zip"), "not a saved agent"),
+        "random": ((state["random"], b"not a tensor"), "is damaged"),
+        "no agent": (("state.json", b'{"format": 1, "algorithm": "SACAE"}'), "not a checkpoint of rl_ae"),
     }
     for name, (content, message) in cases.items():
         with pytest.raises(ValueError, match=message):

@@ -15,12 +15,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_ae import cli
-from rl_ae.sb3.runs import PENDULUM, PRESETS, AgentConfig, RunConfig, train_run
+from rl_ae.sb3 import SACAE
+from rl_ae.sb3.callbacks import read_curve
+from rl_ae.sb3.run_config import PENDULUM, PRESETS, AgentConfig, RunConfig
+from rl_ae.sb3.runs import train_run
 
 SMALL = (
     "--size 24 24 --grayscale --learning-starts 20 --batch-size 8 --autoencoder rae_compact "
     "--net-arch 16 --latent-dim 8 --buffer-size 500 --checkpoint-every 10 --eval-every 30 --eval-episodes 1 "
-    "--action-repeat 4"
+    "--action-repeat 4 --log-every 20"
 ).split()
 TRAIN = ["train", "--env", "Pendulum-v1", *SMALL]
 
@@ -31,11 +34,6 @@ def run_cli(*arguments, cwd, check=True):
     return subprocess.run(command, cwd=cwd, check=check, capture_output=True, text=True, env=environment)
 
 
-def curve(run):
-    with (run / "curve.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
@@ -44,17 +42,25 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(finished):
-    names = {path.name for path in finished.iterdir()}
+    names = {path.name for path in finished.iterdir()} - {"evaluation.json", "evaluation.png", "evaluation.mp4"}
     assert names == {"config.json", "checkpoint", "curve.csv", "curve.png", "reconstructions.png", "logs"}
     config = json.loads((finished / "config.json").read_text())
-    assert config["seed"] == 3 and config["versions"].keys() >= {"torch", "stable-baselines3", "rl-ae", "python"}
-    assert config["resolved"]["agent"]["tau"] == 0.01  # a default, written down
-    assert config["resolved"]["agent"]["autoencoder"]["latent_dim"] == 8
-    rows = curve(finished)
-    assert [int(row["step"]) for row in rows] == [50, 100]
-    assert [int(row["frames"]) for row in rows] == [200, 400]
-    assert all(-2000 < float(row["return"]) < 0 for row in rows)
-    assert np.isfinite(float(rows[-1]["reconstruction"]))
+    [session] = config["sessions"]
+    assert config["seed"] == 3 and session["versions"].keys() >= {"torch", "stable-baselines3", "rl-ae", "python"}
+    agent = config["resolved"]["agent"]
+    assert (agent["tau"], agent["net_arch"], agent["train_freq"]) == (0.01, [16], [1, "step"])  # with defaults
+    assert (agent["autoencoder"]["latent_dim"], agent["autoencoder"]["observation_shape"]) == (8, [3, 24, 24])
+    assert config["resolved"]["device"] == "cpu" and config["config"]["device"] == "auto"
+
+
+def test_the_curve_has_a_row_every_so_many_steps(finished):
+    rows = read_curve(finished / "curve.csv")
+    assert [row["step"] for row in rows] == [20, 40, 60, 80, 100, 110]
+    assert [row["frames"] for row in rows] == [80, 160, 240, 320, 400, 440]
+    assert [row["episodes"] for row in rows] == [0, 0, 1, 1, 2, 2]
+    assert [np.isfinite(row["return"]) for row in rows] == [False, False, True, False, True, False]
+    assert all(-2000 < row["return"] < 0 for row in (rows[2], rows[4]))
+    assert [np.isfinite(row["reconstruction"]) for row in rows] == [False] + 5 * [True]
 
 
 def test_tensorboard_has_scalars_and_reconstructions(finished):
@@ -95,6 +101,15 @@ def test_an_existing_run_is_not_overwritten(finished):
 def test_a_run_resumed_with_other_settings_is_refused(finished):
     with pytest.raises(SystemExit, match=r"another configuration \(seed: expected 3, got 4\)"):
         cli.main(["train", "--run", str(finished), "--resume", "--seed", "4"])
+    with pytest.raises(SystemExit, match=r"\(agent.tau: expected None, got 0.5\)"):
+        cli.main(["train", "--run", str(finished), "--resume", "--tau", "0.5"])
+
+
+def test_a_lost_picture_is_drawn_again(finished):
+    (finished / "curve.png").unlink()
+    cli.main(["train", "--run", str(finished), "--resume"])
+    assert (finished / "curve.png").exists()
+    assert [session["step"] for session in json.loads((finished / "config.json").read_text())["sessions"]] == [0, 110]
 
 
 def test_a_killed_run_goes_on(tmp_path):
@@ -102,23 +117,24 @@ def test_a_killed_run_goes_on(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "run/checkpoint/state.json"
     deadline = time.monotonic() + 120
-    while not (state.exists() and json.loads(state.read_text())["step"] >= 40):
+    while not (state.exists() and json.loads(state.read_text())["step"] >= 60):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     killed_at = json.loads(state.read_text())["step"]
-    episodes = len(curve(tmp_path / "run"))
+    before = [row for row in read_curve(tmp_path / "run/curve.csv") if row["step"] <= killed_at]
+    assert before and before[-1]["episodes"] >= 1
     total = killed_at + 60
     result = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", total, cwd=tmp_path)
     assert f"at step {killed_at:_} of {total:_}" in result.stdout
     assert json.loads(state.read_text())["step"] == total
-    rows = curve(tmp_path / "run")
-    assert len(rows) > episodes
-    assert [int(row["episode"]) for row in rows] == list(range(1, len(rows) + 1))
-    assert all(int(b["step"]) > int(a["step"]) for a, b in itertools.pairwise(rows))
-    assert float(rows[-1]["seconds"]) >= float(rows[episodes - 1]["seconds"]) if episodes else True
+    rows = read_curve(tmp_path / "run/curve.csv")
+    assert str(rows[: len(before)]) == str(before)  # as text: NaN is not equal to itself
+    assert rows[-1]["step"] == total and rows[-1]["episodes"] > before[-1]["episodes"]
+    for name in ("step", "seconds", "episodes"):
+        assert all(later[name] >= earlier[name] for earlier, later in itertools.pairwise(rows)), name
     assert len(list((tmp_path / "run/logs").glob("progress_*.csv"))) == 2
 
     finished_again = run_cli("train", "--run", tmp_path / "run", "--resume", cwd=tmp_path)
@@ -126,10 +142,24 @@ def test_a_killed_run_goes_on(tmp_path):
 
 
 def test_carracing_runs(tmp_path):
-    arguments = [*SMALL, "--env", "CarRacing-v3", "--steps", 40, "--run", "car", "--eval-every", 1000]
-    run_cli("train", *arguments, cwd=tmp_path)
-    state = json.loads((tmp_path / "car/checkpoint/state.json").read_text())
-    assert state["step"] == 40 and state["replay"]["obs_shape"] == [3, 24, 24]
+    """Shorter than an episode, and still logged, evaluated and drawn."""
+    lap = '{"max_episode_steps": 30}'
+    arguments = [*SMALL, "--env", "CarRacing-v3", "--env-kwargs", lap, "--steps", 28, "--run", "runs/car"]
+    run_cli("train", *arguments, "--eval-every", 1000, cwd=tmp_path)
+    run = tmp_path / "runs/car"
+    state = json.loads((run / "checkpoint/state.json").read_text())
+    assert state["step"] == 28 and state["replay"]["obs_shape"] == [3, 24, 24]
+    with (run / "logs/progress_1.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = {name: [row[name] for row in rows if row[name]][-1] for name in rows[0]}
+    assert float(last["train/n_updates"]) == 20 + 8
+    assert np.isfinite(float(last["eval/mean_reward"])) and np.isfinite(float(last["train/reconstruction"]))
+
+
+def test_resuming_needs_only_what_names_the_run(tmp_path):
+    run_cli(*TRAIN, "--steps", 25, cwd=tmp_path)
+    result = run_cli("train", "--env", "Pendulum-v1", "--resume", "--steps", 30, cwd=tmp_path)
+    assert "resuming runs/sac_ae_Pendulum-v1_0 at step 25 of 30" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -141,6 +171,9 @@ def test_carracing_runs(tmp_path):
         (["train", "--preset", "penduluum"], r"unknown preset 'penduluum', expected one of \['pendulum'\]"),
         (["train", "--env", "Pendulum-v1", "--size", "4", "4"], "size must be at least 8×8, got 4×4"),
         (["evaluate", "nowhere"], "nowhere is not a run: it has no config.json"),
+        (["train", "--env", "Pendulum-v1", "--eval-every", "0"], "eval_every must be ≥ 1, got 0"),
+        (["train", "--env", "Pendulum-v1", "--env-kwargs", "[1]"], r"must be a JSON object .*got '\[1\]'"),
+        (["train", "--env", "Pendulum-v1", "--env-kwargs", "{g: 1}"], "must be a JSON object"),
     ],
     ids=str,
 )
@@ -148,12 +181,17 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         cli.main(arguments)
+    assert not any(tmp_path.iterdir())  # nothing is left that would be in the way of the next try
 
 
 def test_a_foreign_folder_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="exists and is not a run"):
+        cli.main(["train", "--env", "Pendulum-v1", "--run", str(tmp_path), "--resume"])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="not a run's configuration"):
         cli.main(["evaluate", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.json"}
 
 
 def test_configs_survive_json():
@@ -167,7 +205,7 @@ def test_a_nan_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         metrics = update(self, batch, noise)
         return metrics | {"critic_loss": metrics["critic_loss"] * float("nan")} if self._n_updates > 40 else metrics
 
-    update = cli.train_run.__globals__["SACAE"].update
+    update = SACAE.update
     monkeypatch.setattr("rl_ae.sb3.sac_ae.SACAE.update", poisoned)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="critic_loss is nan at update 41"):

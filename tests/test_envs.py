@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import DotEnv
 from stable_baselines3.common.env_checker import check_env
 
 from rl_ae.envs import ActionRepeat, PixelConfig, make_pixel_env, shrink
@@ -67,13 +71,47 @@ def test_unknown_and_unrenderable_environments():
         make_pixel_env("Pendulum-v1", render_mode=None)
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    def fail(*args, **kwargs):
-        raise gym.error.DependencyNotInstalled("Box2D is not installed")
+@pytest.mark.parametrize(
+    ("env", "package", "extra"),
+    [
+        ("Pendulum-v1", "pygame", "demo"),
+        ("CartPole-v1", "pygame", "demo"),
+        ("CarRacing-v3", "Box2D", "box2d"),
+        ("shimmy:dm_control/cartpole-swingup-v0", "shimmy", "dmc"),
+        ("ale_py:ALE/Pong-v5", "ale_py", "atari"),
+    ],
+)
+def test_a_missing_extra_is_named(env, package, extra, tmp_path):
+    script = f"""
+import sys
+sys.modules[{package!r}] = None
+from rl_ae.envs import make_pixel_env
+try:
+    make_pixel_env({env!r})
+except ImportError as error:
+    assert 'pip install "rl-ae[{extra}]"' in str(error), error
+    print("named")
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout == "named\n"
 
-    monkeypatch.setattr(gym, "make", fail)
-    with pytest.raises(ImportError, match=r'pip install "rl-ae\[box2d\]"'):
-        make_pixel_env("CarRacing-v3")
+
+@pytest.mark.filterwarnings("ignore:.*is out of date")
+@pytest.mark.parametrize("env", ["CarRacing-v1", "no such id", "nowhere/Env-v0", "ALE/Pong-v5"])
+def test_other_ids_are_refused(env):
+    with pytest.raises(ValueError, match="unknown environment"):
+        make_pixel_env(env)
+
+
+def test_environments_with_their_channels_first_are_refused(monkeypatch):
+    monkeypatch.setitem(gym.registry, "Dot-v0", gym.envs.registration.EnvSpec("Dot-v0", entry_point=DotEnv))
+    with pytest.raises(ValueError, match=r"expected frames of shape \(H, W, 3\).* got \(3, 20, 20\)"):
+        make_pixel_env("Dot-v0")
+
+
+def test_a_crop_outside_the_frame_is_refused():
+    with pytest.raises(ValueError, match=r"= \(0, 0, 600, 100\) is not inside the frame, 500×500 pixels"):
+        make_pixel_env("Pendulum-v1", PixelConfig(crop=(0, 0, 600, 100)))
 
 
 @pytest.mark.parametrize(

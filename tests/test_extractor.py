@@ -69,6 +69,15 @@ def test_float_images_work_without_scaling():
     assert torch.equal(seen, agent.policy.features_extractor(image))
 
 
+def test_unscaled_images_are_refused():
+    extractor = AutoencoderExtractor(spaces.Box(0, 255, (3, 20, 20), np.uint8), CONFIG)
+    extractor(torch.zeros(1, 3, 20, 20))  # says nothing yet
+    with pytest.raises(ValueError, match=r"got values up to 255.0: with normalize_images=False"):
+        extractor(torch.full((1, 3, 20, 20), 255.0))
+    with pytest.raises(ValueError, match="normalize_images=False"):
+        make_agent(PPO, normalize_images=False).learn(40)
+
+
 def test_names_and_modules():
     space = spaces.Box(0, 255, (3, 20, 20), np.uint8)
     assert AutoencoderExtractor(space).features_dim == 50
@@ -89,5 +98,5 @@ def test_names_and_modules():
     ids=str,
 )
 def test_other_spaces_are_refused(space):
-    with pytest.raises(ValueError, match=r"expected images|at least 8×8"):
+    with pytest.raises(ValueError, match=r"expected images|channels first"):
         image_shape(space)

@@ -35,9 +35,21 @@ def test_it_warns_above_what_is_free_and_refuses_above_the_limit():
 
 
 def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
-    limit = tmp_path / "memory.max"
-    limit.write_text("1000000\n")
-    monkeypatch.setattr("rl_ae.sb3.memory._CGROUP_LIMITS", (limit,))
-    assert available_memory() == Memory(free=0, limit=1_000_000)
-    limit.write_text("max\n")
-    assert available_memory().limit > 10**9
+    monkeypatch.setattr("rl_ae.sb3.memory._CGROUP_ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr("rl_ae.sb3.memory._OWN_CGROUPS", tmp_path / "own")
+    plenty = available_memory().limit
+    assert plenty > 10**9
+    limits = {
+        "0::/job/step": "cgroup/job/step/memory.max",
+        "0::/slice/unit": "cgroup/slice/memory.max",  # a limit on a group above one's own
+        "7:cpu,memory:/job": "cgroup/memory/job/memory.limit_in_bytes",
+        "": "cgroup/memory.max",
+    }
+    for number, (line, file) in enumerate(limits.items(), start=1):
+        (tmp_path / "own").write_text(f"3:cpu:/x\n{line}\n" if line else "")
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("max\n")
+        assert available_memory().limit == plenty
+        (tmp_path / file).write_text(f"{number}000000\n")
+        assert available_memory() == Memory(free=0, limit=number * 1_000_000), line
+        (tmp_path / file).unlink()

@@ -123,9 +123,14 @@ def test_updates_equal_the_transcription():
 
 class HalvedMSE(SACAE):
     def _update_critic(self, batch, noise):
-        metrics = super()._update_critic(batch, noise)
-        metrics["critic_loss"] = 0.5 * metrics["critic_loss"]
-        return metrics
+        with scaled_backward(0.5):
+            return super()._update_critic(batch, noise)
+
+
+class HalvedReconstruction(SACAE):
+    def _setup_model(self):
+        super()._setup_model()
+        self.learner.loss.weights["reconstruction"] *= 0.5
 
 
 class SwappedTaus(SACAE):
@@ -197,18 +202,26 @@ def patched(owner, name, value):
         setattr(owner, name, original)
 
 
+@contextlib.contextmanager
+def scaled_backward(factor):
+    backward = torch.Tensor.backward
+    with patched(torch.Tensor, "backward", lambda loss: backward(factor * loss)):
+        yield
+
+
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "first_difference"),
     [
-        HalvedMSE,
-        SwappedTaus,
-        ActorBeforeCritic,
-        RepresentationBeforeTargets,
-        TargetKeepsGradient,
-        TrunkNotDetached,
-        ActorTrainsTrunk,
+        (HalvedMSE, "^actor_loss"),
+        (HalvedReconstruction, "^ae_loss"),
+        (SwappedTaus, "^target_trunk"),
+        (ActorBeforeCritic, "^critic_loss"),
+        (RepresentationBeforeTargets, "^target_trunk|^target_head"),
+        (TargetKeepsGradient, "^actor_loss"),
+        (TrunkNotDetached, "^trunk"),
+        (ActorTrainsTrunk, "^ae_loss|^trunk"),
     ],
 )
-def test_planted_faults_are_noticed(fault):
-    with pytest.raises(AssertionError):
+def test_planted_faults_are_noticed(fault, first_difference):
+    with pytest.raises(AssertionError, match=first_difference):
         assert_parity(fault)

@@ -11,7 +11,7 @@ import torch
 from conftest import DotEnv
 from gymnasium import spaces
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from rl_ae import ConvConfig, RAEConfig
-from rl_ae.sb3 import SACAE, NonFiniteError
+from rl_ae.sb3 import SACAE, NonFiniteError, SACAEPolicy
 
 SMALL = {
     "autoencoder": RAEConfig(latent_dim=8, conv=ConvConfig(filters=(8, 8), strides=(2, 2), padding=1)),
@@ -99,7 +99,8 @@ def owners(agent):
 
 ROUTES = {
     "critic": {"trunk", "critic head", "q"},
-    "actor and temperature": {"actor", "temperature"},
+    "actor": {"actor"},
+    "temperature": {"temperature"},
     "representation": {"trunk", "critic head", "decoder"},
 }
 
@@ -117,7 +118,11 @@ def run_loss(agent, loss):
         agent._update_critic(batch, None)
     elif loss == "representation":
         agent._update_representation(batch)
+    elif loss == "temperature":
+        latent = agent._actor_latent(batch.observations)
+        agent._update_temperature(agent.actor.sample(latent)[1].detach())
     else:
+        agent._update_temperature = lambda log_prob: {}
         agent._update_actor_and_temperature(batch.observations, None)
     return before
 
@@ -369,7 +374,8 @@ from rl_ae.sb3 import SACAE
 agent = SACAE.load({path!r})
 agent.load_replay_buffer({buffer!r})
 agent.train(gradient_steps=5, batch_size=8)
-torch.save({{name: p for name, p in agent.policy.state_dict().items()}}, {out!r})
+state = agent.get_parameters() | {{"log_ent_coef": agent.log_ent_coef.detach(), "n_updates": agent._n_updates}}
+torch.save(state, {out!r})
 """
 
 
@@ -391,8 +397,28 @@ def test_updates_continue_bit_for_bit_in_a_new_process(tmp_path, kwargs):
     subprocess.run([sys.executable, "-c", script], check=True)
     resumed = torch.load(tmp_path / "out.pt", weights_only=True)
 
-    for name, tensor in straight.policy.state_dict().items():
-        assert torch.equal(tensor, resumed[name]), name
+    expected = straight.get_parameters()
+    assert resumed.keys() == {*expected, "log_ent_coef", "n_updates"}
+    assert {"policy", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer", "learner", "generators"} == set(
+        expected
+    )
+    expected |= {"log_ent_coef": straight.log_ent_coef.detach(), "n_updates": straight._n_updates}
+    assert_same(resumed, expected)
+
+
+def assert_same(one, other, path=""):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{path}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
 
 
 def test_everything_is_saved(tmp_path):
@@ -402,12 +428,7 @@ def test_everything_is_saved(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(parameters(agent).values(), parameters(loaded).values(), strict=True))
     assert loaded.policy.autoencoder.encoder.trunk is loaded.actor.features_extractor.encoder.trunk
     assert loaded.learner.autoencoder is loaded.policy.autoencoder
-    for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer", "learner.encoder_optimizer"):
-        one, other = ({"agent": a}["agent"] for a in (agent, loaded))
-        for part in name.split("."):
-            one, other = getattr(one, part), getattr(other, part)
-        for key, state in one.state_dict()["state"].items():
-            assert torch.equal(state["exp_avg"], other.state_dict()["state"][key]["exp_avg"]), name
+    assert_same(agent.get_parameters(), loaded.get_parameters())
     assert loaded.learner.step == agent.learner.step == 30
     loaded.learn(10, reset_num_timesteps=False)
     assert loaded.num_timesteps == 40
@@ -477,9 +498,10 @@ def test_a_checkpoint_from_a_gpu_loads_on_a_cpu(tmp_path):
         (DotEnv((3, 7, 20)), r"at least 8×8 pixels; got shape \(3, 7, 20\)"),
         (DotEnv(dtype=np.float32, high=255.0), r"got floats in \[0.0, 255.0\]"),
         (DotEnv(dtype=np.float32, low=-1.0, high=1.0), r"got floats in \[-1.0, 1.0\]"),
+        (DotEnv((20, 24, 9), dtype=np.float32, high=1.0), r"channels first: expected \(C, H, W\), got \(20, 24, 9\)"),
         (DotEnv(high=100), r"scales only uint8 images in \[0, 255\]"),
     ],
-    ids=["vector", "small", "float 255", "float -1", "uint8 100"],
+    ids=["vector", "small", "float 255", "float -1", "float last", "uint8 100"],
 )
 def test_observations_that_are_not_images_are_refused(env, message):
     with pytest.raises(ValueError, match=message):
@@ -492,7 +514,7 @@ def test_discrete_actions_are_refused():
             super().__init__()
             self.action_space = spaces.Discrete(3)
 
-    with pytest.raises(ValueError, match=r"Discrete\(3\) was provided; SACAE needs a bounded Box"):
+    with pytest.raises(ValueError, match=r"bounded Box of actions, got Discrete\(3\)"):
         make_agent(Discrete())
 
 
@@ -507,6 +529,8 @@ def test_discrete_actions_are_refused():
         ({"policy_kwargs": {"share_features_extractor": True}}, ValueError, "share_features_extractor"),
         ({"policy_kwargs": {"features_extractor_class": torch.nn.Flatten}}, ValueError, "got Flatten"),
         ({"policy_kwargs": {"normalize_images": False}}, ValueError, "normalize_images=False"),
+        ({"policy_kwargs": {"features_extractor_kwargs": {"autoencoder": "ae"}}}, ValueError, "autoencoder=…"),
+        ({"catch_up_updates": -1}, ValueError, "catch_up_updates must be ≥ 0, got -1"),
         ({"buffer_size": 10**12}, MemoryError, "needs .* GB .* fits"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -516,10 +540,49 @@ def test_bad_arguments_are_refused(kwargs, error, message):
         make_agent(**kwargs)
 
 
-def test_the_callers_policy_kwargs_are_left_alone():
-    mine = {"net_arch": [16, 16]}
-    make_agent(policy_kwargs=mine)
-    assert mine == {"net_arch": [16, 16]}
+def test_the_callers_dictionaries_are_left_alone(tmp_path):
+    mine, buffer = {"net_arch": [16, 16]}, {"handle_timeout_termination": True}
+    agent = make_agent(policy_kwargs=mine, replay_buffer_kwargs=buffer, n_steps=2)
+    assert mine == {"net_arch": [16, 16]} and buffer == {"handle_timeout_termination": True}
+    agent.save(tmp_path / "agent")
+    loaded = SACAE.load(tmp_path / "agent", policy_kwargs=mine)  # SB3's own agents refuse what they were made with
+    assert loaded.policy.net_arch == [16, 16]
+
+
+def test_dict_observations_and_unbounded_actions_are_refused():
+    class Dict(DotEnv):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = spaces.Dict({"image": self.observation_space})
+
+    class Unbounded(DotEnv):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-np.inf, np.inf, (2,))
+
+    with pytest.raises(ValueError, match="takes one image, not a Dict"):
+        make_agent(Dict())
+    with pytest.raises(ValueError, match="needs a bounded Box"):
+        make_agent(Unbounded())
+
+
+def test_a_custom_buffer_is_not_measured_and_a_loaded_agent_not_refused(tmp_path):
+    class Tiny(ReplayBuffer):
+        def __init__(self, buffer_size, *args, **kwargs):
+            super().__init__(10, *args, **kwargs)
+
+    agent = make_agent(buffer_size=10**12, replay_buffer_class=Tiny)
+    agent.buffer_size, agent.replay_buffer_class = 10**9, None
+    agent.save(tmp_path / "agent")
+    with pytest.raises(MemoryError):
+        SACAE.load(tmp_path / "agent", env=DotEnv())
+
+
+def test_the_policy_stands_alone():
+    env = DotEnv()
+    policy = SACAEPolicy(env.observation_space, env.action_space, lambda progress: 1e-3)
+    assert policy.autoencoder.encoder.latent_dim == 50
+    assert policy.predict(env.reset(seed=0)[0])[0].shape == (2,)
 
 
 def test_a_nan_reward_stops_the_run():
@@ -538,5 +601,5 @@ def test_a_non_finite_loss_is_named():
     agent = make_agent().learn(25)
     with torch.no_grad():
         agent.policy.autoencoder.decoder.layers[-1].bias.fill_(float("inf"))
-    with pytest.raises(NonFiniteError, match=r"^reconstruction is (inf|nan) at update \d+, step 25"):
-        agent.train(1, 8)
+    with pytest.raises(NonFiniteError, match=r"^reconstruction is (inf|nan) at update 26, step 25"):
+        agent.train(3, 8)  # the next updates fail in the critic

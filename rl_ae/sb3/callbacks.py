@@ -1,4 +1,4 @@
-"""Callbacks: progress, curves, reconstructions and checkpoints of a run."""
+"""Callbacks: curves, logs, progress, reconstructions and checkpoints of a run."""
 
 import csv
 import time
@@ -11,21 +11,24 @@ from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
 from rl_ae.sb3.checkpoint import CheckpointWriter
-from rl_ae.sb3.evaluation import compare
+from rl_ae.sb3.evaluation import compare, spread_observations
 from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.sac_ae import SACAE
 
 Row = dict[str, float]
+_COUNTS = ("step", "frames", "episodes")
 
 
 class LearningCurve(BaseCallback):
-    """One row a finished training episode, in memory and in a CSV file.
+    """A row every so many steps, in memory and in a CSV file; dumps Stable-Baselines3's logs with it.
 
     Columns: ``step`` (agent steps), ``frames`` (environment frames), ``seconds`` (of training, over all sessions),
-    ``episode``, ``return`` (unscaled), ``reconstruction`` (the loss, mean over the last updates logged).
+    ``episodes`` (finished), ``return`` (unscaled, mean over the episodes finished since the last row; NaN without any),
+    ``reconstruction`` (the loss of the last update; NaN before the first).
 
     Args:
         path: CSV file, rewritten whole with every checkpoint.
+        every: Steps between two rows.
         frames_per_step: Action repeat.
         elapsed: Seconds trained in earlier sessions.
         rows: Rows of earlier sessions.
@@ -33,12 +36,18 @@ class LearningCurve(BaseCallback):
 
     model: SACAE
 
-    def __init__(self, path: Path, frames_per_step: int, elapsed: float = 0.0, rows: list[Row] | None = None) -> None:
+    def __init__(
+        self, path: Path, every: int, frames_per_step: int, elapsed: float = 0.0, rows: list[Row] | None = None
+    ) -> None:
         super().__init__()
-        self.path, self.frames_per_step = path, frames_per_step
+        self.path, self.every, self.frames_per_step = path, every, frames_per_step
         self.rows = [] if rows is None else rows
-        self._elapsed, self._started = elapsed, time.monotonic()
+        #: Returns of the last finished episodes.
+        self.recent: list[float] = [row["return"] for row in self.rows if np.isfinite(row["return"])][-5:]
         self.reconstruction = float("nan")
+        self._elapsed, self._started = elapsed, time.monotonic()
+        self._episodes = int(self.rows[-1]["episodes"]) if self.rows else 0
+        self._finished: list[float] = []
 
     @property
     def seconds(self) -> float:
@@ -47,29 +56,47 @@ class LearningCurve(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._started = time.monotonic()
+        self._last = self.num_timesteps
 
     def _on_step(self) -> bool:
         self.reconstruction = self.logger.name_to_value.get("train/reconstruction", self.reconstruction)
         for info in self.locals["infos"]:
             if "episode" in info:
-                self.rows.append(
-                    {
-                        "step": self.num_timesteps,
-                        "frames": self.num_timesteps * self.frames_per_step,
-                        "seconds": round(self.seconds, 1),
-                        "episode": len(self.rows) + 1,
-                        "return": float(info["episode"]["r"]),
-                        "reconstruction": float(self.reconstruction),
-                    }
-                )
+                self._finished.append(float(info["episode"]["r"]))
+                self.recent = [*self.recent[-4:], self._finished[-1]]
         return True
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._last >= self.every:
+            self.add_row()
+
+    def add_row(self) -> None:
+        """Add a row for the present step, if there is none, and dump the logs."""
+        step = self.model.num_timesteps
+        self.reconstruction = self.logger.name_to_value.get("train/reconstruction", self.reconstruction)
+        self.model.dump_logs()
+        self._last = step
+        if self.rows and self.rows[-1]["step"] == step:
+            return
+        self._episodes += len(self._finished)
+        self.rows.append(
+            {
+                "step": step,
+                "frames": step * self.frames_per_step,
+                "seconds": round(self.seconds, 1),
+                "episodes": self._episodes,
+                "return": float(np.mean(self._finished)) if self._finished else float("nan"),
+                "reconstruction": float(self.reconstruction),
+            }
+        )
+        self._finished = []
 
     def write(self) -> None:
         """Write the rows to the CSV file."""
 
         def write(path: Path) -> None:
             with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, ["step", "frames", "seconds", "episode", "return", "reconstruction"])
+                writer = csv.DictWriter(file, ["step", "frames", "seconds", "episodes", "return", "reconstruction"])
                 writer.writeheader()
                 writer.writerows(self.rows)
 
@@ -81,7 +108,10 @@ def read_curve(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: int(value) if name in _COUNTS else float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 class Progress(BaseCallback):
@@ -100,11 +130,9 @@ class Progress(BaseCallback):
         self.bar = tqdm(total=self.total, initial=self.num_timesteps, unit="step", dynamic_ncols=True)
 
     def _on_step(self) -> bool:
-        returns = [row["return"] for row in self.curve.rows[-5:]]
+        mean_return = f"{np.mean(self.curve.recent):.1f}" if self.curve.recent else "–"
         self.bar.set_postfix_str(
-            f"return {np.mean(returns) if returns else float('nan'):.1f}, "
-            f"reconstruction loss {self.curve.reconstruction:.4g}",
-            refresh=False,
+            f"return {mean_return}, reconstruction loss {self.curve.reconstruction:.4g}", refresh=False
         )
         self.bar.update(self.num_timesteps - self.bar.n)
         return True
@@ -130,12 +158,12 @@ class TensorboardReconstructions(BaseCallback):
         self._next = 0
 
     def _on_rollout_start(self) -> None:
-        buffer = self.model.replay_buffer
-        if self.num_timesteps < self._next or buffer is None or buffer.size() < self.frames:
+        buffer, learning = self.model.replay_buffer, self.model.learner.step > 0
+        if self.num_timesteps < self._next or not learning or buffer is None or buffer.size() < self.frames:
             return
         self._next = self.num_timesteps + self.every
-        newest = np.linspace(0, buffer.size() - 1, self.frames).astype(int)
-        pair = compare(buffer.observations[newest, 0], self.model.policy.autoencoder, self.frame_channels)
+        observations = spread_observations(buffer, self.frames)
+        pair = compare(observations, self.model.policy.autoencoder, self.frame_channels)
         picture = np.concatenate([np.concatenate(list(images), axis=1) for images in pair])
         self.logger.record(
             "reconstructions",
@@ -166,13 +194,13 @@ class Checkpoints(BaseCallback):
         self._last = self.num_timesteps
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps - self._last >= self.every:
+        if self.model.num_timesteps - self._last >= self.every:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint now."""
-        self.writer.save(self.model, {"seconds": self.curve.seconds})
+        """Write a checkpoint now. The curve goes first: a resumed run drops the rows after its checkpoint."""
         self.curve.write()
+        self.writer.save(self.model, {"seconds": self.curve.seconds})
         self._last = self.model.num_timesteps
 
     def _on_step(self) -> bool:

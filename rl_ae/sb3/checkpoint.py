@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rl_ae import generators
 from rl_ae.sb3.pictures import write_atomically
-from rl_ae.sb3.sac_ae import SACAE
+from rl_ae.sb3.sac_ae import SACAE, NonFiniteError
 
 FORMAT = 1
 STATE_FILE = "state.json"
 #: Replay rows a file. At 84×84×9 a file is 127 MB.
 CHUNK_ROWS = 1000
-#: The arrays of ``ReplayBuffer`` and ``NStepReplayBuffer``; those a variant lacks are left out.
-_REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+#: Names of a checkpoint's files; no others in its folder are ever deleted.
+_PATTERNS = ("agent-*.zip", "random-*.pt", "replay-*.safetensors")
 
 
 class CheckpointWriter:
@@ -48,7 +49,13 @@ class CheckpointWriter:
         Args:
             model: The agent.
             extra: JSON-ready facts of the run to keep with it (elapsed seconds, say).
+
+        Raises:
+            NonFiniteError: If a weight is NaN or infinite; the checkpoint there is stays.
         """
+        for name, tensor in model.policy.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"{name} is not finite at step {model.num_timesteps}, no checkpoint is written")
         step = model.num_timesteps
         agent, random = f"agent-{step}.zip", f"random-{step}.pt"
         write_atomically(self.folder / agent, model.save)
@@ -70,8 +77,12 @@ class CheckpointWriter:
         assert buffer is not None
         old = self._state.get("replay", {"pos": 0, "full": False, "chunks": {}})
         added = (model.num_timesteps - self._state.get("step", 0)) // buffer.n_envs
-        # with optimize_memory_usage the row at `pos` holds the last next observation
-        dirty = {row % buffer.buffer_size // CHUNK_ROWS for row in range(old["pos"], old["pos"] + added + 1)}
+        if added < 0 or (old["pos"] + added) % buffer.buffer_size != buffer.pos:
+            old = {"pos": 0, "chunks": {}}  # not the buffer that was saved: keep nothing of it
+        # from the row before: a resumed run has marked it as a boundary. To the row at `pos`: with
+        # optimize_memory_usage it holds the last next observation.
+        changed = range(old["pos"] - 1, old["pos"] + added + 1)
+        dirty = {row % buffer.buffer_size // CHUNK_ROWS for row in changed}
         used = range(-(-min(buffer.size() + 1, buffer.buffer_size) // CHUNK_ROWS))
         chunks = {}
         for chunk in used:
@@ -86,7 +97,7 @@ class CheckpointWriter:
 
     def _delete_unnamed(self) -> None:
         named = {STATE_FILE, self._state["agent"], self._state["random"], *self._state["replay"]["chunks"].values()}
-        for path in self.folder.iterdir():
+        for path in (path for pattern in _PATTERNS for path in self.folder.glob(pattern)):
             if path.name not in named:
                 path.unlink()
 
@@ -103,11 +114,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         found = state["format"], state["algorithm"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        names = [state["agent"], state["random"], *state["replay"]["chunks"].values()]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of rl_ae: {error!r}") from error
     if found != (FORMAT, SACAE.__name__):
         raise ValueError(f"{path}: expected format {FORMAT} of SACAE, got format {found[0]} of {found[1]}")
-    names = [state["agent"], state["random"], *state["replay"]["chunks"].values()]
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ValueError(f"{folder} is incomplete: {STATE_FILE} names {missing}, which are missing")
     return state
@@ -145,7 +156,10 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
     assert model.replay_buffer is not None
     _load_replay(model.replay_buffer, state["replay"], folder)
     _mark_boundary(model.replay_buffer)
-    random = torch.load(folder / state["random"], map_location="cpu", weights_only=True)
+    try:
+        random = torch.load(folder / state["random"], map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{folder / state['random']} is damaged: {error}") from error
     generators.restore(random["global"])
     model.action_space.np_random.bit_generator.state = json.loads(random["action_space"])
     return model
@@ -157,7 +171,12 @@ def _random_state(model: SACAE) -> dict[str, Any]:
 
 
 def _replay_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: getattr(buffer, name) for name in _REPLAY_ARRAYS if hasattr(buffer, name)}
+    """Every array with a row a transition, those of a buffer class unknown here too."""
+    return {
+        name: value
+        for name, value in vars(buffer).items()
+        if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == buffer.buffer_size
+    }
 
 
 def _replay_facts(buffer: ReplayBuffer) -> dict[str, Any]:

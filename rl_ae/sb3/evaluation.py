@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from rl_ae.autoencoders import ConvAutoencoder
 from rl_ae.losses import psnr
@@ -119,6 +120,13 @@ def reconstruction_quality(autoencoder: ConvAutoencoder, observations: Sequence[
         second += frames.square().sum(dim=0)
     variance = (second / count - (first / count).square()).mean()
     return ReconstructionQuality(psnr(error / count).item(), psnr(variance).item())
+
+
+def spread_observations(buffer: ReplayBuffer, count: int) -> Observations:
+    """``count`` observations (count, C, H, W) spread evenly over a replay buffer, of its first environment."""
+    rows = np.linspace(0, buffer.size() - 1, count).astype(int)
+    observations: Observations = buffer.observations[rows, 0]
+    return observations
 
 
 def last_frame(observations: Observations, frame_channels: int) -> Observations:

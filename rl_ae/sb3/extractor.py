@@ -8,7 +8,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from rl_ae.configs import AutoencoderConfig
+from rl_ae.configs import DEFAULT_AUTOENCODER, AutoencoderConfig
 from rl_ae.factory import create_encoder
 from rl_ae.pixels import MIN_IMAGE_SIZE
 
@@ -35,11 +35,13 @@ def image_shape(space: spaces.Space[object]) -> tuple[int, int, int]:
                 f"{expected}; got floats in [{space.low.min()}, {space.high.max()}]. "
                 "Return uint8 frames, or scale the images and the space's bounds to [0, 1]."
             )
+        if int(np.argmin(space.shape)) == 2:
+            raise ValueError(f"float images must put their channels first: expected (C, H, W), got {space.shape}")
     channels, height, width = space.shape
     if min(height, width) < MIN_IMAGE_SIZE:
         raise ValueError(
             f"images must have at least {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} pixels; got shape {space.shape} read as "
-            f"(C, H, W), {height}×{width} pixels. Float images must put their channels first."
+            f"(C, H, W), {height}×{width} pixels"
         )
     return channels, height, width
 
@@ -60,11 +62,26 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         TypeError: If ``autoencoder`` is a live module.
     """
 
-    def __init__(self, observation_space: spaces.Box, autoencoder: str | AutoencoderConfig = "rae") -> None:
+    def __init__(
+        self, observation_space: spaces.Box, autoencoder: str | AutoencoderConfig = DEFAULT_AUTOENCODER
+    ) -> None:
         encoder = create_encoder(autoencoder, image_shape(observation_space))
         super().__init__(observation_space, features_dim=encoder.latent_dim)
         self.encoder = encoder
+        self._range_checked = False
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to features (B, D)."""
+        """Images (B, C, H, W) in [0, 1] to features (B, D).
+
+        Raises:
+            ValueError: If the first images with any light in them exceed 1: nobody has scaled them.
+        """
+        if not self._range_checked:  # once, because it waits for the device
+            brightest = observations.max().item()
+            if brightest > 1.0:
+                raise ValueError(
+                    f"expected images in [0, 1], got values up to {brightest}: with normalize_images=False the "
+                    "environment must scale them itself"
+                )
+            self._range_checked = brightest > 0.0
         return cast(Tensor, self.encoder(observations).mode)

@@ -1,6 +1,7 @@
 """Memory: does a replay buffer of images fit before it is allocated?"""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import numpy as np
 import psutil
 from gymnasium import spaces
 
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 class Memory(NamedTuple):
@@ -27,12 +29,24 @@ def available_memory() -> Memory:
     """The memory of this machine, or of the container the process runs in."""
     memory = psutil.virtual_memory()
     free, limit = memory.available, memory.total
-    for path in _CGROUP_LIMITS:
+    for path in _limit_files():
         text = path.read_text().strip() if path.exists() else "max"
         if text.isdigit() and int(text) < limit:
             limit = int(text)
             free = min(free, limit - psutil.Process().memory_info().rss)
     return Memory(max(free, 0), limit)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Where the memory limits of this process's control group and of those above it stand, of version 2 and 1."""
+    lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else []
+    for line in ["0::/", "1:memory:/", *lines]:
+        _, controllers, own = line.split(":", 2)
+        version_1 = "memory" in controllers.split(",")
+        if version_1 or not controllers:
+            name = "memory.limit_in_bytes" if version_1 else "memory.max"
+            group = (_CGROUP_ROOT / "memory" if version_1 else _CGROUP_ROOT) / own.lstrip("/")
+            yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(_CGROUP_ROOT))
 
 
 def bytes_per_step(observation_space: spaces.Box, action_space: spaces.Box, optimize_memory_usage: bool) -> int:

@@ -1,5 +1,6 @@
 """Pictures: reconstructions, videos and learning curves as files."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -33,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
 
 def enlarge(frames: Frames) -> Frames:
     """Repeat pixels until frames (T, H, W, 3) are at least ``DISPLAY_HEIGHT`` tall, by an even factor."""
-    factor = 2 * max(round(DISPLAY_HEIGHT / frames.shape[1] / 2), 1)
+    factor = 2 * math.ceil(DISPLAY_HEIGHT / frames.shape[1] / 2)
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
@@ -76,22 +77,24 @@ def save_learning_curve(path: Path, rows: Sequence[Mapping[str, float]], title: 
 
     Args:
         path: PNG to write.
-        rows: One a finished episode, with ``step``, ``return`` and ``reconstruction`` (which may be missing or NaN).
+        rows: Rows with ``step``, ``return`` and ``reconstruction``; the latter two may be NaN.
         title: Above the plot.
     """
     matplotlib.use("Agg")
     figure = Figure(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    steps = [row["step"] for row in rows]
-    returns = np.array([row["return"] for row in rows])
-    top.plot(steps, returns, ".", color="tab:blue", alpha=0.4, label="episode")
+    finished = [row for row in rows if np.isfinite(row["return"])]
+    steps, returns = [row["step"] for row in finished], [row["return"] for row in finished]
+    top.plot(steps, returns, ".", color="tab:blue", alpha=0.4, label="episodes")
     if len(returns) >= 5:
         mean = np.convolve(returns, np.ones(5) / 5, mode="valid")
         top.plot(steps[4:], mean, color="tab:blue", label="mean of 5")
-    if steps:
-        top.legend()
+    top.legend()
     top.set(title=title, ylabel="return of training episodes")
-    bottom.semilogy(steps, [row["reconstruction"] for row in rows], color="tab:orange")
+    seen = [row for row in rows if np.isfinite(row["reconstruction"])]
+    bottom.plot([row["step"] for row in seen], [row["reconstruction"] for row in seen], color="tab:orange")
+    if seen:
+        bottom.set_yscale("log")
     bottom.set(xlabel="agent steps", ylabel="reconstruction loss")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)

@@ -25,6 +25,7 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rl_ae.configs import DEFAULT_AUTOENCODER
 from rl_ae.factory import create_autoencoder
 from rl_ae.networks import initialize
 from rl_ae.sb3.extractor import AutoencoderExtractor, image_shape
@@ -43,10 +44,13 @@ class SACAEActor(Actor):
     def distribution_parameters(self, latent: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Mean and log σ of the Gaussian before the squashing, (B, A) each, from latents (B, D)."""
         hidden = self.latent_pi(latent)
-        mean = self.mu(hidden)
-        if self.use_sde:
-            return mean, self.log_std, {"latent_sde": hidden}
-        unit = torch.tanh(self.log_std(hidden))  # type: ignore[operator]
+        # the density needs more digits than autocast leaves
+        hidden = hidden.to(next(self.mu.parameters()).dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean = self.mu(hidden)
+            if self.use_sde:
+                return mean, self.log_std, {"latent_sde": hidden}
+            unit = torch.tanh(self.log_std(hidden))  # type: ignore[operator]
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (unit + 1.0), {}
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -120,6 +124,7 @@ class SACAEPolicy(SACPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = AutoencoderExtractor,
         share_features_extractor: bool = False,
         normalize_images: bool = True,
+        features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not issubclass(features_extractor_class, AutoencoderExtractor):
@@ -138,6 +143,7 @@ class SACAEPolicy(SACPolicy):
             lr_schedule,
             net_arch=[1024, 1024] if net_arch is None else net_arch,
             features_extractor_class=features_extractor_class,
+            features_extractor_kwargs={"autoencoder": DEFAULT_AUTOENCODER, **(features_extractor_kwargs or {})},
             normalize_images=normalize_images,
             **kwargs,
         )

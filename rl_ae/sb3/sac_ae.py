@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -20,11 +21,11 @@ from stable_baselines3.common.utils import FloatSchedule, configure_logger, poly
 from torch import Tensor
 from tqdm import tqdm
 
-from rl_ae.configs import AutoencoderConfig
+from rl_ae.configs import DEFAULT_AUTOENCODER, AutoencoderConfig
 from rl_ae.factory import create_learner, resolve_config
 from rl_ae.generators import PrivateGenerators
 from rl_ae.pixels import to_unit
-from rl_ae.precision import autocast, check_precision
+from rl_ae.precision import autocast
 from rl_ae.sb3.extractor import image_shape
 from rl_ae.sb3.memory import check_replay_memory
 from rl_ae.sb3.policies import POLICY_ALIASES, SACAEActor, SACAECritic, SACAEPolicy
@@ -144,7 +145,7 @@ class SACAE(SAC):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        autoencoder: str | AutoencoderConfig = "rae",
+        autoencoder: str | AutoencoderConfig = DEFAULT_AUTOENCODER,
         encoder_tau: float = 0.05,
         actor_update_interval: int = 2,
         decoder_update_interval: int = 1,
@@ -153,40 +154,38 @@ class SACAE(SAC):
         catch_up_updates: int | None = None,
         precision: str = "fp32",
     ) -> None:
-        try:
-            super().__init__(
-                policy,
-                env,
-                learning_rate=learning_rate,
-                buffer_size=buffer_size,
-                learning_starts=learning_starts,
-                batch_size=batch_size,
-                tau=tau,
-                gamma=gamma,
-                train_freq=train_freq,
-                gradient_steps=gradient_steps,
-                action_noise=action_noise,
-                replay_buffer_class=replay_buffer_class,
-                replay_buffer_kwargs=replay_buffer_kwargs,
-                optimize_memory_usage=optimize_memory_usage,
-                n_steps=n_steps,
-                ent_coef=ent_coef,
-                target_update_interval=target_update_interval,
-                target_entropy=target_entropy,
-                use_sde=use_sde,
-                sde_sample_freq=sde_sample_freq,
-                use_sde_at_warmup=use_sde_at_warmup,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                # a copy: SB3 writes into the dictionary it is given
-                policy_kwargs=dict(policy_kwargs or {}),
-                verbose=verbose,
-                seed=seed,
-                device=device,
-                _init_setup_model=False,
-            )
-        except AssertionError as error:  # how SB3 refuses an action space
-            raise ValueError(f"{error}; SACAE needs a bounded Box of actions, use DQN or PPO for others") from error
+        super().__init__(
+            policy,
+            _checked_env(env, verbose),
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            # a copy: SB3 writes into the dictionary it is given
+            replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            ent_coef=ent_coef,
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        #: As the caller gave them; what SAC-AE adds is added when the policy is built.
+        self.policy_kwargs = dict(policy_kwargs or {})
         self.autoencoder = autoencoder
         self.encoder_tau = encoder_tau
         self.actor_update_interval = actor_update_interval
@@ -204,26 +203,22 @@ class SACAE(SAC):
     def _setup_model(self) -> None:
         self._check_arguments()
         shape = image_shape(self.observation_space)
-        config = resolve_config(self.autoencoder, shape)
-        self.policy_kwargs["features_extractor_kwargs"] = {"autoencoder": config}
-        memory = check_replay_memory(
-            self.buffer_size,
-            cast(spaces.Box, self.observation_space),
-            cast(spaces.Box, self.action_space),
-            self.optimize_memory_usage,
-        )
-        if self.verbose >= 1:
-            print(memory)
+        self.autoencoder_config = resolve_config(self.autoencoder, shape)
+        self._check_memory()
+
+        own_policy_kwargs = self.policy_kwargs
+        self.policy_kwargs = self._completed_policy_kwargs()
         with warnings.catch_warnings():
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
                 # of a loaded agent: SB3 takes the buffer it chose itself for a custom one
                 warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
             super()._setup_model()
+        self.policy_kwargs = own_policy_kwargs
 
         if self.log_ent_coef is not None:
             learning_rate = FloatSchedule(self.ent_coef_learning_rate)(self._current_progress_remaining)
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=learning_rate, betas=(0.5, 0.999))
-        self.learner = create_learner(config, shape, self.policy.autoencoder, self.precision)
+        self.learner = create_learner(self.autoencoder_config, shape, self.policy.autoencoder, self.precision)
         self.generators = PrivateGenerators(self.seed)
         if not hasattr(self, "_logger"):  # so that train() works on a filled buffer without learn()
             self._logger = configure_logger(verbose=0)
@@ -235,7 +230,31 @@ class SACAE(SAC):
         for name in ("tau", "encoder_tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        check_precision(self.precision, self.device)
+        if self.catch_up_updates is not None and self.catch_up_updates < 0:
+            raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
+
+    def _check_memory(self) -> None:
+        own_buffer = self.replay_buffer_class in (None, ReplayBuffer, NStepReplayBuffer)
+        if self.env is None or not own_buffer:  # loaded to predict, or of a size that is not known here
+            return
+        message = check_replay_memory(
+            self.buffer_size,
+            cast(spaces.Box, self.observation_space),
+            cast(spaces.Box, self.action_space),
+            self.optimize_memory_usage,
+        )
+        if self.verbose >= 1:
+            print(message)
+
+    def _completed_policy_kwargs(self) -> dict[str, Any]:
+        extractor_kwargs = self.policy_kwargs.get("features_extractor_kwargs") or {}
+        if "autoencoder" in extractor_kwargs:
+            raise ValueError("choose the autoencoder with SACAE(autoencoder=…), not in features_extractor_kwargs")
+        return {
+            **self.policy_kwargs,
+            "use_sde": self.use_sde,
+            "features_extractor_kwargs": {**extractor_kwargs, "autoencoder": self.autoencoder_config},
+        }
 
     # ------------------------------------------------------------------ collecting
 
@@ -409,16 +428,22 @@ class SACAE(SAC):
         """Record the mean of every metric over the updates.
 
         Raises:
-            NonFiniteError: If a metric is NaN or infinite; names the first one.
+            NonFiniteError: If a metric is NaN or infinite; names the first one and its update.
         """
-        for name in dict.fromkeys(name for metrics in updates for name in metrics):
-            values = torch.stack([metrics[name] for metrics in updates if name in metrics])
-            if not torch.isfinite(values).all():
-                raise NonFiniteError(
-                    f"{name} is {values[~torch.isfinite(values)][0].item()} at update {self._n_updates}, step "
-                    f"{self.num_timesteps}; lower the learning rates or check the observations and rewards"
-                )
-            self.logger.record(f"train/{name}", values.mean().item())
+        flat = [(index, name, value) for index, metrics in enumerate(updates) for name, value in metrics.items()]
+        values = torch.stack([value.float() for _, _, value in flat])
+        finite = torch.isfinite(values)
+        if not finite.all():
+            index, name, value = flat[int((~finite).nonzero()[0])]
+            raise NonFiniteError(
+                f"{name} is {value.item()} at update {self._n_updates - len(updates) + index + 1}, step "
+                f"{self.num_timesteps}; lower the learning rates or check the observations and rewards"
+            )
+        by_name: dict[str, list[float]] = {}
+        for (_, name, _), number in zip(flat, values.tolist(), strict=True):
+            by_name.setdefault(name, []).append(number)
+        for name, numbers in by_name.items():
+            self.logger.record(f"train/{name}", sum(numbers) / len(numbers))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     # ------------------------------------------------------------------ saving
@@ -434,11 +459,28 @@ class SACAE(SAC):
         return super().load(path, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "generators"]
+        return [*super()._excluded_save_params(), "learner", "generators", "autoencoder_config"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "learner", "generators"], variables
+
+
+def _checked_env(env: GymEnv | str | None, verbose: int) -> Any:
+    """The environment, refused for spaces that no wrapping will help.
+
+    Raises:
+        ValueError: If observations are a ``Dict``, or actions are not a bounded ``Box``.
+    """
+    if env is None:  # of an agent that is being loaded
+        return None
+    env = maybe_make_env(env, verbose)
+    if isinstance(env.observation_space, spaces.Dict):
+        raise ValueError(f"SACAE takes one image, not a Dict of observations; got {env.observation_space}")
+    actions = env.action_space
+    if not isinstance(actions, spaces.Box) or not np.all(np.isfinite([actions.low, actions.high])):
+        raise ValueError(f"SACAE needs a bounded Box of actions, got {actions}; use DQN or PPO for discrete ones")
+    return env
 
 
 def _progress_bars(callback: BaseCallback) -> Iterator[Any]:

@@ -1,0 +1,178 @@
+"""The configuration of a training run, and presets of it. Its fields are the flags of ``rl-ae train``."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import tyro
+
+from rl_ae.configs import DEFAULT_AUTOENCODER, named_config
+from rl_ae.envs import Frame, PixelConfig, make_pixel_env
+from rl_ae.precision import has_fast_bf16
+
+#: Fields of :class:`AgentConfig` that change the autoencoder's config.
+_AUTOENCODER_FIELDS = ("latent_dim", "input_centre", "output_centre")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Arguments of the algorithm, as documented there; ``None`` leaves the algorithm's default.
+
+    Attributes:
+        autoencoder: Name of the autoencoder.
+        latent_dim: Width of its latent.
+        input_centre: Brightness subtracted from its input; 1 for a white background.
+        output_centre: Brightness added to its output.
+        net_arch: Widths of the hidden layers of actor and critics.
+        learning_rate: Of actor and critic.
+        autoencoder_learning_rate: Of encoder and decoder under the representation loss.
+        ent_coef_learning_rate: Of the temperature.
+        ent_coef: Temperature, or auto_<initial value>.
+        buffer_size: Transitions kept for replay.
+        learning_starts: Random steps before learning.
+        catch_up_updates: Updates made at once after them.
+        batch_size: Transitions an update.
+        gamma: Discount a step.
+        tau: Polyak rate of the target's Q networks.
+        encoder_tau: Polyak rate of the target's encoder.
+        train_freq: Steps between two rounds of updates.
+        gradient_steps: Updates a round; -1 for as many as steps.
+        n_steps: Steps of the return.
+        actor_update_interval: Updates between two of the actor.
+        target_update_interval: Updates between two of the targets.
+        decoder_update_interval: Updates between two of the decoder.
+        precision: fp32, bf16, or auto: bf16 where the CPU has instructions for it.
+    """
+
+    autoencoder: str | None = None
+    latent_dim: int | None = None
+    input_centre: float | None = None
+    output_centre: float | None = None
+    net_arch: tuple[int, ...] | None = None
+    learning_rate: float | None = None
+    autoencoder_learning_rate: float | None = None
+    ent_coef_learning_rate: float | None = None
+    ent_coef: str | None = None
+    buffer_size: int | None = None
+    learning_starts: int | None = None
+    catch_up_updates: int | None = None
+    batch_size: int | None = None
+    gamma: float | None = None
+    tau: float | None = None
+    encoder_tau: float | None = None
+    train_freq: int | None = None
+    gradient_steps: int | None = None
+    n_steps: int | None = None
+    actor_update_interval: int | None = None
+    target_update_interval: int | None = None
+    decoder_update_interval: int | None = None
+    precision: Literal["fp32", "bf16", "auto"] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the algorithm, without those left to it.
+
+        Raises:
+            ValueError: If the autoencoder's name is unknown or a number of its config is out of range.
+        """
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        changes = {name: given.pop(name) for name in _AUTOENCODER_FIELDS if name in given}
+        autoencoder = named_config(given.pop("autoencoder", DEFAULT_AUTOENCODER))
+        given["autoencoder"] = dataclasses.replace(autoencoder, **changes)
+        if "net_arch" in given:
+            given["policy_kwargs"] = {"net_arch": list(given.pop("net_arch"))}
+        if given.get("precision") == "auto":
+            given["precision"] = "bf16" if has_fast_bf16() else "fp32"
+        return given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run.
+
+    Attributes:
+        env: Id of a Gymnasium environment that returns pixels or can render them; package:Id-v0 imports its package.
+        env_kwargs: Arguments of the environment, a JSON object.
+        algo: The algorithm.
+        steps: Agent steps of the whole run; environment frames are steps × action_repeat.
+        seed: Of networks, exploration and environments.
+        n_envs: Environments side by side.
+        device: Where the agent runs; auto takes a GPU if there is one.
+        log_every: Steps between two rows of the curve and the logs.
+        checkpoint_every: Steps between two checkpoints.
+        eval_every: Steps between two evaluations.
+        eval_episodes: Episodes an evaluation.
+        pixels: How the environment becomes pixels.
+        agent: Arguments of the algorithm.
+
+    Raises:
+        ValueError: If a number is out of range or ``env_kwargs`` is not a JSON object.
+    """
+
+    env: str
+    env_kwargs: str = "{}"
+    algo: Literal["sac_ae"] = "sac_ae"
+    steps: int = 100_000
+    seed: int = 0
+    n_envs: int = 1
+    device: str = "auto"
+    log_every: int = 100
+    checkpoint_every: int = 5_000
+    eval_every: int = 10_000
+    eval_episodes: int = 5
+    pixels: Annotated[PixelConfig, tyro.conf.arg(name="")] = PixelConfig()
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = AgentConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "n_envs", "log_every", "checkpoint_every", "eval_every", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+        try:
+            is_object = isinstance(json.loads(self.env_kwargs), dict)
+        except json.JSONDecodeError:
+            is_object = False
+        if not is_object:
+            raise ValueError(f'env_kwargs must be a JSON object like {{"name": 1}}, got {self.env_kwargs!r}')
+
+    def make_env(self) -> gym.Env[Frame, Any]:
+        """The environment; raises as :func:`~rl_ae.envs.make_pixel_env`."""
+        return make_pixel_env(self.env, self.pixels, **json.loads(self.env_kwargs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that :meth:`from_dict` turns back into an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "RunConfig":
+        """Undo :meth:`to_dict`, also after a round trip through JSON."""
+
+        def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+        pixels, agent = PixelConfig(**tuples(data["pixels"])), AgentConfig(**tuples(data["agent"]))
+        return cls(**{**data, "pixels": pixels, "agent": agent})
+
+
+#: Pendulum from pixels in minutes on two cores. Not the paper's setting: small grey images, a compact trunk, small
+#: networks, bf16, a scaled reward and a faster temperature.
+PENDULUM = RunConfig(
+    env="Pendulum-v1",
+    steps=3_500,
+    checkpoint_every=500,
+    eval_every=500,
+    eval_episodes=3,
+    pixels=PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1),
+    agent=AgentConfig(
+        autoencoder="rae_compact",
+        input_centre=1.0,
+        output_centre=1.0,
+        net_arch=(256, 256),
+        ent_coef_learning_rate=1e-3,
+        buffer_size=10_000,
+        learning_starts=500,
+        precision="auto",
+    ),
+)
+
+PRESETS = {"pendulum": PENDULUM}
