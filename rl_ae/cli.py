@@ -1,30 +1,15 @@
 """``rl-ae``: train and evaluate from the command line."""
 
 import argparse
-import contextlib
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import gymnasium as gym
-import numpy as np
 import tyro
 
-from rl_ae.sb3.checkpoint import load_agent
-from rl_ae.sb3.evaluation import (
-    Episode,
-    RandomPolicy,
-    ReconstructionQuality,
-    compare,
-    play_episode,
-    reconstruction_quality,
-    start_seeds,
-)
-from rl_ae.sb3.pictures import save_reconstructions, save_video, write_atomically
 from rl_ae.sb3.run_config import PRESETS, RunConfig
-from rl_ae.sb3.runs import Run, train_run
+from rl_ae.sb3.runs import Run, evaluate_run, train_run
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -35,7 +20,7 @@ def default_folder(config: RunConfig) -> Path:
 def train(config: RunConfig, folder: Path, resume: bool) -> None:
     """Train an agent in a folder."""
     finished = train_run(config, folder, resume)
-    print(f"run: {finished.folder} (curve.csv, curve.png, reconstructions.png, checkpoint/, logs/ for TensorBoard)")
+    print(f"{finished.folder}: checkpoint/, curve.csv, curve.png, reconstructions.png, logs/ for TensorBoard")
     print(f"next: rl-ae evaluate {finished.folder}")
 
 
@@ -47,57 +32,16 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], episodes: int = 10, dev
         episodes: Episodes to play.
         device: Where the agent runs.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be ≥ 1, got {episodes}")
-    config = Run(run).read_config()
-    with contextlib.closing(config.make_env()) as env:
-        _evaluate(run, config, env, episodes, device)
-
-
-def _evaluate(run: Path, config: RunConfig, env: gym.Env[Any, Any], episodes: int, device: str) -> None:
-    model = load_agent(Run(run).checkpoint, device=device, buffer_size=1)
-    seeds = start_seeds(episodes)
-    random = [play_episode(RandomPolicy(env.action_space, seed), env, seed).episode_return for seed in seeds]
-    played = [play_episode(model, env, seed) for seed in seeds]
-    quality = reconstruction_quality(model.policy.autoencoder, [episode.observations for episode in played])
-
-    files = _write_evaluation(run, model, config, random, played, quality)
-    trained = [episode.episode_return for episode in played]
+    record = evaluate_run(run, episodes, device)
     print(
-        f"return over {episodes} episodes: random policy {np.mean(random):.1f} ± {np.std(random):.1f} → "
-        f"trained policy {np.mean(trained):.1f} ± {np.std(trained):.1f}\n"
-        f"reconstruction: {quality.psnr:.1f} dB PSNR, the mean frame reaches {quality.mean_frame_psnr:.1f} dB"
+        f"return over {episodes} episodes: "
+        f"random policy {record['random_mean_return']:.1f} ± {record['random_std_return']:.1f} → "
+        f"trained policy {record['mean_return']:.1f} ± {record['std_return']:.1f}\n"
+        f"reconstruction: {record['psnr']:.1f} dB PSNR, the mean frame reaches {record['mean_frame_psnr']:.1f} dB\n"
+        f"{run}:"
     )
-    for path in files:
-        print(f"  {path}")
-
-
-def _write_evaluation(
-    run: Path,
-    model: Any,
-    config: RunConfig,
-    random: list[float],
-    played: list[Episode],
-    quality: ReconstructionQuality,
-) -> list[Path]:
-    trained = [episode.episode_return for episode in played]
-    record = {
-        "step": model.num_timesteps,
-        "returns": trained,
-        "mean_return": float(np.mean(trained)),
-        "std_return": float(np.std(trained)),
-        "random_returns": random,
-        "random_mean_return": float(np.mean(random)),
-        "psnr": quality.psnr,
-        "mean_frame_psnr": quality.mean_frame_psnr,
-    }
-    frames, reconstructions = compare(played[0].observations, model.policy.autoencoder, config.pixels.frame_channels)
-    shown = np.linspace(0, len(frames) - 1, 8).astype(int)
-    return [
-        write_atomically(run / "evaluation.json", lambda path: path.write_text(json.dumps(record, indent=2))),
-        save_reconstructions(run / "evaluation.png", frames[shown], reconstructions[shown]),
-        save_video(run / "evaluation", frames, reconstructions, frames_per_second=20),
-    ]
+    for path in sorted(run.iterdir()):
+        print(f"  {path.name}{'/' if path.is_dir() else ''}")
 
 
 _PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."
@@ -132,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
                 train(config, default_folder(config) if run is None else run, resume)
 
         tyro.extras.subcommand_cli_from_dict({"train": train_command, "evaluate": evaluate}, args=given, prog="rl-ae")
-    except (ValueError, TypeError, ImportError, MemoryError, FloatingPointError) as error:
+    except (ValueError, ImportError, MemoryError, FloatingPointError) as error:
         sys.exit(f"rl-ae: {error}")
     except KeyboardInterrupt:
         sys.exit("rl-ae: stopped; --resume continues from the last checkpoint")

@@ -6,6 +6,7 @@
 ``curve.csv``, ``.png``   returns of the training episodes and reconstruction loss
 ``reconstructions.png``   frames above their reconstructions
 ``logs/``                 TensorBoard events and Stable-Baselines3's CSV, a pair a session
+``evaluation.*``          by :func:`evaluate_run`: returns and PSNR, a strip, a video
 ========================  ==================================================================
 """
 
@@ -21,11 +22,20 @@ import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from tqdm import tqdm
 
 from rl_ae.sb3.callbacks import Checkpoints, LearningCurve, Progress, TensorboardReconstructions, read_curve
-from rl_ae.sb3.checkpoint import STATE_FILE, CheckpointWriter, read_state, resume_agent
-from rl_ae.sb3.evaluation import FIRST_START_SEED, compare, spread_observations
-from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, write_atomically
+from rl_ae.sb3.checkpoint import STATE_FILE, CheckpointWriter, load_agent, read_state, resume_agent
+from rl_ae.sb3.evaluation import (
+    FIRST_START_SEED,
+    RandomPolicy,
+    compare,
+    play_episode,
+    reconstruction_quality,
+    spread_observations,
+    start_seeds,
+)
+from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video, write_atomically
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 from rl_ae.sb3.sac_ae import SACAE
 
@@ -58,6 +68,11 @@ class Run(NamedTuple):
     def curve(self) -> Path:
         """The learning curve's CSV."""
         return self.folder / "curve.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """The last evaluation's record."""
+        return self.folder / "evaluation.json"
 
     @property
     def logs(self) -> Path:
@@ -224,3 +239,50 @@ def _draw(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> No
     frames = spread_observations(model.replay_buffer, count=8)
     pair = compare(frames, model.policy.autoencoder, config.pixels.frame_channels)
     save_reconstructions(run.folder / "reconstructions.png", *pair)
+
+
+def evaluate_run(folder: Path, episodes: int = 10, device: str = "auto") -> dict[str, Any]:
+    """Evaluate a run's checkpoint from fixed starts, beside a random policy.
+
+    Writes ``evaluation.json`` (what is returned), ``evaluation.png`` (frames above their reconstructions) and
+    ``evaluation.mp4`` or ``.gif`` (the first episode, each frame beside its reconstruction) into the folder.
+
+    Args:
+        folder: The run's.
+        episodes: Episodes to play.
+        device: Where the agent runs.
+
+    Returns:
+        ``step`` of the checkpoint; ``returns``, ``mean_return``, ``std_return``; the same of a random policy, with
+        ``random_``; ``psnr`` and ``mean_frame_psnr`` in dB.
+
+    Raises:
+        ValueError: If the folder is not a run, or its checkpoint is broken.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be ≥ 1, got {episodes}")
+    run = Run(folder)
+    config = run.read_config()
+    model = load_agent(run.checkpoint, device=device, buffer_size=1)
+    with contextlib.closing(config.make_env()) as env:
+        seeds = tqdm(start_seeds(episodes), "episodes", leave=False)
+        pairs = [(play_episode(RandomPolicy(env.action_space, s), env, s), play_episode(model, env, s)) for s in seeds]
+    random, trained = ([episode.episode_return for episode in side] for side in zip(*pairs, strict=True))
+    observations = [played.observations for _, played in pairs]
+    quality = reconstruction_quality(model.policy.autoencoder, observations)
+    record = {
+        "step": model.num_timesteps,
+        "returns": trained,
+        "mean_return": float(np.mean(trained)),
+        "std_return": float(np.std(trained)),
+        "random_returns": random,
+        "random_mean_return": float(np.mean(random)),
+        "random_std_return": float(np.std(random)),
+        **quality._asdict(),
+    }
+    frames, reconstructions = compare(observations[0], model.policy.autoencoder, config.pixels.frame_channels)
+    shown = np.linspace(0, len(frames) - 1, 8).astype(int)
+    save_reconstructions(run.evaluation.with_suffix(".png"), frames[shown], reconstructions[shown])
+    save_video(run.evaluation.with_suffix(""), frames, reconstructions, frames_per_second=20)
+    write_atomically(run.evaluation, lambda path: path.write_text(json.dumps(record, indent=2)))
+    return record
