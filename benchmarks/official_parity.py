@@ -63,7 +63,7 @@ class Log:
         self.values: dict[str, float] = {}
 
     def log(self, key: str, value: Tensor, step: int) -> None:
-        self.values[key] = float(value)
+        self.values[key] = float(torch.as_tensor(value).detach())
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: None

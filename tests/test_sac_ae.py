@@ -263,6 +263,8 @@ def test_float_images_and_normalised_rewards():
     with agent.generators.active():
         rewards = agent._sample(32).rewards
     assert torch.isfinite(rewards).all() and agent._n_updates == 30
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        make_agent(VecNormalize(DummyVecEnv([DotEnv])))
 
 
 def test_learning_rates_have_schedules_of_their_own():
@@ -578,11 +580,17 @@ def test_a_custom_buffer_is_not_measured_and_a_loaded_agent_not_refused(tmp_path
         SACAE.load(tmp_path / "agent", env=DotEnv())
 
 
-def test_the_policy_stands_alone():
+def test_the_policy_stands_alone(tmp_path):
     env = DotEnv()
     policy = SACAEPolicy(env.observation_space, env.action_space, lambda progress: 1e-3)
     assert policy.autoencoder.encoder.latent_dim == 50
-    assert policy.predict(env.reset(seed=0)[0])[0].shape == (2,)
+    observation = env.reset(seed=0)[0]
+    agent = make_agent()
+    for original in (policy, agent.policy):
+        original.save(tmp_path / "policy")
+        loaded = SACAEPolicy.load(tmp_path / "policy", device="cpu")
+        assert loaded.actor.features_extractor.encoder.trunk is loaded.critic.features_extractor.encoder.trunk
+        assert np.array_equal(*(p.predict(observation, deterministic=True)[0] for p in (original, loaded)))
 
 
 def test_a_nan_reward_stops_the_run():

@@ -230,6 +230,8 @@ class SACAE(SAC):
         for name in ("tau", "encoder_tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError("images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False)")
         if self.catch_up_updates is not None and self.catch_up_updates < 0:
             raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
 
