@@ -28,13 +28,6 @@ RESULTS = Path(__file__).parent / "results"
 #: Task → flags of rl-ae train, and the title of its plot.
 TASKS = {
     "pendulum": ("--preset pendulum", "Pendulum from pixels: 48×48 grey, action repeat 2"),
-    "cartpole": (
-        "--env shimmy:dm_control/cartpole-swingup-v0 "
-        """--env-kwargs '{"render_kwargs": {"width": 64, "height": 64, "camera_id": 0}}' """
-        "--size 64 64 --action-repeat 8 --steps 12500 --autoencoder rae_compact --net-arch 512 512 --precision auto "
-        "--eval-every 2500 --checkpoint-every 1000",
-        "DMC cartpole-swingup from pixels: 64×64 RGB, action repeat 8, compact trunk",
-    ),
 }
 
 
@@ -48,7 +41,7 @@ class Arguments:
         runs: Folder of the runs.
     """
 
-    task: Annotated[Literal["pendulum", "cartpole"], tyro.conf.Positional]
+    task: Annotated[Literal["pendulum"], tyro.conf.Positional]
     seeds: tuple[int, ...] = (0, 1, 2)
     runs: Path = Path("runs")
 

@@ -37,7 +37,8 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], episodes: int = 10, dev
         f"return over {episodes} episodes: "
         f"random policy {record['random_mean_return']:.1f} ± {record['random_std_return']:.1f} → "
         f"trained policy {record['mean_return']:.1f} ± {record['std_return']:.1f}\n"
-        f"reconstruction: {record['psnr']:.1f} dB PSNR, the mean frame reaches {record['mean_frame_psnr']:.1f} dB\n"
+        f"reconstruction: {record['psnr']:.1f} dB PSNR; "
+        f"the mean frame, a blind baseline, reaches {record['mean_frame_psnr']:.1f} dB\n"
         f"{run}:"
     )
     for path in sorted(run.iterdir()):
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     # environments drawn with SDL ask for a display and for sound unless told that there is none
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # it would swallow SIGTERM
     given = sys.argv[1:] if arguments is None else arguments
     try:
         default = _default_config(given)
@@ -76,10 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
                 train(config, default_folder(config) if run is None else run, resume)
 
         tyro.extras.subcommand_cli_from_dict({"train": train_command, "evaluate": evaluate}, args=given, prog="rl-ae")
-    except (ValueError, ImportError, MemoryError, FloatingPointError) as error:
+    except (ValueError, ImportError, MemoryError, OSError, FloatingPointError) as error:
         sys.exit(f"rl-ae: {error}")
-    except KeyboardInterrupt:
-        sys.exit("rl-ae: stopped; --resume continues from the last checkpoint")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"\nrl-ae: {interrupt or 'stopped'}")
 
 
 def _default_config(arguments: list[str]) -> RunConfig:
@@ -91,9 +93,11 @@ def _default_config(arguments: list[str]) -> RunConfig:
     known, _ = parser.parse_known_args(arguments)
     if known.preset is not None and known.preset not in PRESETS:
         raise ValueError(f"unknown preset {known.preset!r}, expected one of {sorted(PRESETS)}")
+    if known.preset is not None:
+        return PRESETS[known.preset]
     if known.resume and known.run is not None and Run(known.run).config.exists():
         return Run(known.run).read_config()
-    return RunConfig(env=tyro.MISSING) if known.preset is None else PRESETS[known.preset]
+    return RunConfig(env=tyro.MISSING)
 
 
 if __name__ == "__main__":

@@ -110,14 +110,16 @@ class PixelConfig:
         return self.frame_stack * self.frame_channels, *self.size
 
 
-def make_pixel_env(env: str, pixels: PixelConfig = PixelConfig(), **env_kwargs: Any) -> gym.Env[Frame, Any]:
+def make_pixel_env(
+    env: str | gym.Env[Any, Any], pixels: PixelConfig = PixelConfig(), **env_kwargs: Any
+) -> gym.Env[Frame, Any]:
     """A Gymnasium environment whose observations are its last frames.
 
-    Image observations are used as they are; otherwise the environment is rendered, off screen. ``Monitor`` records its
-    returns.
+    Observations that are ``uint8`` images are used; any other environment is rendered, off screen. ``Monitor`` records
+    its returns.
 
     Args:
-        env: Id of a registered environment, ``package:Id-v0`` to import the package that registers it.
+        env: An environment; or the id of a registered one, ``package:Id-v0`` to import the module that registers it.
         pixels: Size, stack, action repeat, crop.
         **env_kwargs: Arguments of the environment itself.
 
@@ -157,8 +159,12 @@ _EXTRAS = {
 }
 
 
-def _make(env: str, action_repeat: int, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+def _make(env: str | gym.Env[Any, Any], action_repeat: int, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
     """The environment with repeated actions and image observations; see :func:`make_pixel_env` for what it raises."""
+    if isinstance(env, gym.Env):
+        if env_kwargs:
+            raise ValueError(f"an environment that exists takes no arguments, got {sorted(env_kwargs)}")
+        return _with_frames(ActionRepeat(env, action_repeat))
     try:
         try:
             made = gym.make(env, **{"render_mode": "rgb_array", **env_kwargs})
@@ -167,10 +173,12 @@ def _make(env: str, action_repeat: int, env_kwargs: dict[str, Any]) -> gym.Env[A
         return _with_frames(ActionRepeat(made, action_repeat))
     except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise ImportError(f"{env} needs a package that is not installed: {_advice(env)} ({error})") from error
+    except TypeError as error:
+        raise ValueError(f"{env} does not take the arguments {sorted(env_kwargs)}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(
-            f"unknown environment: {error} A package's environments are known once it is imported: "
-            f"write package:Id-v0, and {_advice(env)}"
+            f"unknown environment: {str(error).rstrip('.')}. Environments of another package are known once it is "
+            f"imported: write module:Id-v0, and {_advice(env)}"
         ) from error
 
 
@@ -186,9 +194,12 @@ def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """The environment itself if it observes images, else the environment rendered."""
     space = env.observation_space
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3):
-        if len(space.shape) == 3 and space.shape[-1] not in (1, 3):
-            raise ValueError(f"expected frames of shape (H, W, 3), (H, W, 1) or (H, W), got {space.shape}")
-        return env
+        if len(space.shape) == 2 or space.shape[-1] in (1, 3):  # noqa: PLR2004
+            return env
+        if space.shape[0] not in (1, 3):
+            raise ValueError(f"expected frames of 1 or 3 channels, first or last, or of none; got {space.shape}")
+        channels_last = spaces.Box(0, 255, (*space.shape[1:], space.shape[0]), np.uint8)
+        return TransformObservation(env, lambda frame: frame.transpose(1, 2, 0), channels_last)
     if env.render_mode != "rgb_array":
         raise ValueError(
             f"{env.spec and env.spec.id} observes {space} and its render_mode is {env.render_mode!r}: "

@@ -66,6 +66,10 @@ class RepresentationLearner:
 
         Returns:
             Detached scalars by name: every term before weighting, and ``total``.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If they do not have the autoencoder's shape.
         """
         if target is None:
             target = self.target(images)

@@ -51,10 +51,13 @@ def dequantize(images: Tensor, bits: int, noise: Tensor | None = None) -> Tensor
         (B, C, H, W) in [0, 1).
 
     Raises:
+        TypeError: If the images are not floating point.
         ValueError: If ``bits`` is not between 1 and 8.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be between 1 and 8, got {bits}")
+    if not images.is_floating_point():
+        raise TypeError(f"expected floats in [0, 1], got {images.dtype}: scale frames with rl_ae.pixels.to_unit")
     if noise is None:
         noise = torch.rand_like(images)
     levels = torch.floor((images * 255.0).round_() / 2 ** (8 - bits))

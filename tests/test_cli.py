@@ -61,6 +61,8 @@ def test_the_curve_has_a_row_every_so_many_steps(finished):
     assert [np.isfinite(row["return"]) for row in rows] == [False, False, True, False, True, False]
     assert all(-2000 < row["return"] < 0 for row in (rows[2], rows[4]))
     assert [np.isfinite(row["reconstruction"]) for row in rows] == [False] + 5 * [True]
+    evaluated = [row["evaluation"] for row in rows if np.isfinite(row["evaluation"])]
+    assert len(evaluated) == 3 and all(-2000 < value < 0 for value in evaluated)
 
 
 def test_tensorboard_has_scalars_and_reconstructions(finished):
@@ -109,7 +111,7 @@ def test_a_lost_picture_is_drawn_again(finished):
     (finished / "curve.png").unlink()
     cli.main(["train", "--run", str(finished), "--resume"])
     assert (finished / "curve.png").exists()
-    assert [session["step"] for session in json.loads((finished / "config.json").read_text())["sessions"]] == [0, 110]
+    assert [session["step"] for session in json.loads((finished / "config.json").read_text())["sessions"]] == [0]
 
 
 def test_a_killed_run_goes_on(tmp_path):
@@ -138,7 +140,35 @@ def test_a_killed_run_goes_on(tmp_path):
     assert len(list((tmp_path / "run/logs").glob("progress_*.csv"))) == 2
 
     finished_again = run_cli("train", "--run", tmp_path / "run", "--resume", cwd=tmp_path)
-    assert "next: rl-ae evaluate" in finished_again.stdout
+    assert "nothing to train" in finished_again.stdout and "next: rl-ae evaluate" in finished_again.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_keeps_its_last_step(tmp_path, number):
+    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--checkpoint-every", "100000"]
+    command += ["--run", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run/logs").glob("progress_1.csv")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    step = json.loads((tmp_path / "run/checkpoint/state.json").read_text())["step"]
+    assert process.returncode == 1 and f"stopped at step {step:_}, where --resume continues" in errors
+    assert read_curve(tmp_path / "run/curve.csv")[-1]["step"] == step
+    result = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", step + 5, cwd=tmp_path)
+    assert f"at step {step:_} of" in result.stdout
+
+
+def test_a_run_without_a_checkpoint_starts_again_with_other_settings(tmp_path):
+    config = RunConfig(env="Pendulum-v1", steps=3)
+    (tmp_path / "run").mkdir()
+    content = {"config": config.to_dict(), "sessions": []}
+    (tmp_path / "run/config.json").write_text(json.dumps(content))
+    result = run_cli(*TRAIN, "--steps", 25, "--run", "run", "--resume", cwd=tmp_path)
+    assert "has no checkpoint yet: starting from step 0" in result.stdout
+    assert json.loads((tmp_path / "run/checkpoint/state.json").read_text())["step"] == 25
 
 
 def test_carracing_runs(tmp_path):
@@ -171,6 +201,8 @@ def test_resuming_needs_only_what_names_the_run(tmp_path):
         (["train", "--preset", "penduluum"], r"unknown preset 'penduluum', expected one of \['pendulum'\]"),
         (["train", "--env", "Pendulum-v1", "--size", "4", "4"], "size must be at least 8×8, got 4×4"),
         (["evaluate", "nowhere"], "nowhere is not a run: it has no config.json"),
+        (["train", "--env", "Pendulum-v1", "--device", "gpu"], "device must be auto, cpu, cuda .* got 'gpu'"),
+        (["train", "--env", "Pendulum-v1", "--train-freq", "0"], "train_freq must be ≥ 1, got 0"),
         (["train", "--env", "Pendulum-v1", "--eval-every", "0"], "eval_every must be ≥ 1, got 0"),
         (["train", "--env", "Pendulum-v1", "--env-kwargs", "[1]"], r"must be a JSON object .*got '\[1\]'"),
         (["train", "--env", "Pendulum-v1", "--env-kwargs", "{g: 1}"], "must be a JSON object"),

@@ -103,10 +103,25 @@ def test_other_ids_are_refused(env):
         make_pixel_env(env)
 
 
-def test_environments_with_their_channels_first_are_refused(monkeypatch):
-    monkeypatch.setitem(gym.registry, "Dot-v0", gym.envs.registration.EnvSpec("Dot-v0", entry_point=DotEnv))
-    with pytest.raises(ValueError, match=r"expected frames of shape \(H, W, 3\).* got \(3, 20, 20\)"):
-        make_pixel_env("Dot-v0")
+@pytest.mark.parametrize("shape", [(20, 24, 3), (3, 20, 24), (20, 24, 1)], ids=str)
+def test_own_environments_with_channels_anywhere(shape):
+    class Gradient(DotEnv):
+        def _observe(self):
+            return np.arange(np.prod(shape), dtype=np.uint32).reshape(shape).astype(np.uint8)
+
+    env = make_pixel_env(Gradient(shape), PixelConfig(size=(20, 24), frame_stack=1))
+    frame = Gradient(shape).reset()[0]
+    expected = frame if shape[0] == 3 else np.broadcast_to(frame.transpose(2, 0, 1), (3, 20, 24))
+    assert np.array_equal(env.reset(seed=0)[0], expected)
+
+
+def test_other_channels_and_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"1 or 3 channels, first or last.* got \(4, 20, 20\)"):
+        make_pixel_env(DotEnv((4, 20, 20)))
+    with pytest.raises(ValueError, match=r"takes no arguments, got \['foo'\]"):
+        make_pixel_env(DotEnv(), foo=1)
+    with pytest.raises(ValueError, match=r"Pendulum-v1 does not take the arguments \['foo'\]"):
+        make_pixel_env("Pendulum-v1", foo=1)
 
 
 def test_a_crop_outside_the_frame_is_refused():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rl_ae import CONFIGS, ConvConfig, RAEConfig, create_autoencoder, create_encoder
+from rl_ae import CONFIGS, ConvConfig, RAEConfig, create_autoencoder, create_encoder, create_learner
 from rl_ae.networks import initialize, minimum_input_size
 
 SIZES = [
@@ -102,6 +102,14 @@ def test_centres_shift_input_and_output():
     images = torch.rand(2, *shape)
     assert torch.allclose(shifted.encode(images).z, plain.encode(images - 1.0).z)
     assert torch.allclose(shifted.decode(torch.ones(1, 50)), plain.decode(torch.ones(1, 50)) + 0.5)
+
+
+def test_unscaled_frames_are_refused():
+    frames = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"expected floats in \[0, 1\], got torch.uint8: .*to_unit"):
+        create_autoencoder("rae", (3, 16, 16))(frames)
+    with pytest.raises(TypeError, match="to_unit"):
+        create_learner("rae", (3, 16, 16)).update(frames)
 
 
 def test_wrong_image_shape_is_refused():

@@ -525,6 +525,9 @@ def test_discrete_actions_are_refused():
     [
         ({"autoencoder": "nae"}, ValueError, "expected one of .*'rae'"),
         ({"autoencoder": torch.nn.Linear(1, 1)}, TypeError, "got Linear"),
+        ({"batch_size": 0}, ValueError, "batch_size must be ≥ 1, got 0"),
+        ({"train_freq": 0}, ValueError, "train_freq must be ≥ 1, got 0"),
+        ({"n_steps": 0}, ValueError, "n_steps must be ≥ 1, got 0"),
         ({"tau": 2.0}, ValueError, r"tau must be in \[0, 1\], got 2.0"),
         ({"actor_update_interval": 0}, ValueError, "actor_update_interval must be ≥ 1, got 0"),
         ({"precision": "fp8"}, ValueError, "got 'fp8'"),
@@ -540,6 +543,11 @@ def test_discrete_actions_are_refused():
 def test_bad_arguments_are_refused(kwargs, error, message):
     with pytest.raises(error, match=message):
         make_agent(**kwargs)
+
+
+def test_other_policies_are_refused():
+    with pytest.raises(ValueError, match=r"must be one of \['CnnPolicy'\], got 'MlpPolicy'"):
+        SACAE("MlpPolicy", DotEnv())
 
 
 def test_the_callers_dictionaries_are_left_alone(tmp_path):

@@ -47,8 +47,11 @@ class Autoencoder(nn.Module):
         """Encode images (B, C, H, W) in [0, 1]; a :class:`~rl_ae.latents.Latent`.
 
         Raises:
+            TypeError: If the images are not floating point, as frames are that nobody has scaled.
             ValueError: If the images do not have the autoencoder's shape.
         """
+        if not images.is_floating_point():
+            raise TypeError(f"expected floats in [0, 1], got {images.dtype}: scale frames with rl_ae.pixels.to_unit")
         if images.ndim != 4 or images.shape[1:] != self.observation_shape:
             expected = ", ".join(map(str, self.observation_shape))
             raise ValueError(f"expected images of shape (B, {expected}), got {tuple(images.shape)}")

@@ -1,12 +1,16 @@
 """Callbacks: curves, logs, progress, reconstructions and checkpoints of a run."""
 
 import csv
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
@@ -17,6 +21,7 @@ from rl_ae.sb3.sac_ae import SACAE
 
 Row = dict[str, float]
 _COUNTS = ("step", "frames", "episodes")
+_COLUMNS = (*_COUNTS, "seconds", "return", "reconstruction", "evaluation")
 
 
 class LearningCurve(BaseCallback):
@@ -24,7 +29,8 @@ class LearningCurve(BaseCallback):
 
     Columns: ``step`` (agent steps), ``frames`` (environment frames), ``seconds`` (of training, over all sessions),
     ``episodes`` (finished), ``return`` (unscaled, mean over the episodes finished since the last row; NaN without any),
-    ``reconstruction`` (the loss of the last update; NaN before the first).
+    ``reconstruction`` (squared error summed over an observation, at the last update; NaN before the first),
+    ``evaluation`` (mean return of deterministic episodes, if :attr:`evaluation` made some since the last row).
 
     Args:
         path: CSV file, rewritten whole with every checkpoint.
@@ -45,6 +51,8 @@ class LearningCurve(BaseCallback):
         #: Returns of the last finished episodes.
         self.recent: list[float] = [row["return"] for row in self.rows if np.isfinite(row["return"])][-5:]
         self.reconstruction = float("nan")
+        #: Whose results get a column.
+        self.evaluation: EvalCallback | None = None
         self._elapsed, self._started = elapsed, time.monotonic()
         self._episodes = int(self.rows[-1]["episodes"]) if self.rows else 0
         self._finished: list[float] = []
@@ -87,16 +95,24 @@ class LearningCurve(BaseCallback):
                 "episodes": self._episodes,
                 "return": float(np.mean(self._finished)) if self._finished else float("nan"),
                 "reconstruction": float(self.reconstruction),
+                "evaluation": self._take_evaluation(),
             }
         )
         self._finished = []
+
+    def _take_evaluation(self) -> float:
+        if self.evaluation is None or not np.isfinite(self.evaluation.last_mean_reward):
+            return float("nan")
+        result = float(self.evaluation.last_mean_reward)
+        self.evaluation.last_mean_reward = -np.inf  # SB3's own mark for "none yet"
+        return result
 
     def write(self) -> None:
         """Write the rows to the CSV file."""
 
         def write(path: Path) -> None:
             with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, ["step", "frames", "seconds", "episodes", "return", "reconstruction"])
+                writer = csv.DictWriter(file, _COLUMNS)
                 writer.writeheader()
                 writer.writerows(self.rows)
 
@@ -127,18 +143,55 @@ class Progress(BaseCallback):
         self.curve, self.total = curve, total
 
     def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.num_timesteps, unit="step", dynamic_ncols=True)
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
+        self.bar = tqdm(
+            total=self.total, initial=self.num_timesteps, unit="step", dynamic_ncols=True, mininterval=interval
+        )
 
     def _on_step(self) -> bool:
         mean_return = f"{np.mean(self.curve.recent):.1f}" if self.curve.recent else "–"
-        self.bar.set_postfix_str(
-            f"return {mean_return}, reconstruction loss {self.curve.reconstruction:.4g}", refresh=False
-        )
+        loss = self.curve.reconstruction
+        seen = f"reconstruction loss {loss:.4g}" if np.isfinite(loss) else "random steps"
+        self.bar.set_postfix_str(f"return {mean_return}, {seen}", refresh=False)
         self.bar.update(self.num_timesteps - self.bar.n)
         return True
 
     def _on_training_end(self) -> None:
         self.bar.close()
+
+
+class StopOnSignal(BaseCallback):
+    """Turn SIGINT (Ctrl-C) and SIGTERM into an orderly end: training stops after the step, with everything stored.
+
+    A context manager, which puts the handlers back. The second signal interrupts at once.
+
+    Attributes:
+        signalled: Whether training was asked to stop.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signalled = False
+
+    def __enter__(self) -> Self:
+        in_main_thread = threading.current_thread() is threading.main_thread()  # others may not handle signals
+        self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS if in_main_thread}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.signalled:
+            raise KeyboardInterrupt("stopped at once; --resume continues from the last checkpoint")
+        self.signalled = True
+        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    def _on_step(self) -> bool:
+        return not self.signalled
 
 
 class TensorboardReconstructions(BaseCallback):

@@ -81,7 +81,16 @@ def start_seeds(episodes: int) -> range:
 
 @torch.no_grad()
 def reconstruct(autoencoder: ConvAutoencoder, observations: Observations, batch_size: int = 64) -> torch.Tensor:
-    """Reconstruct observations (T, C, H, W), ``uint8`` or floats in [0, 1]; returns floats of the same shape."""
+    """Reconstruct observations as an environment returns them.
+
+    Args:
+        autoencoder: ``model.policy.autoencoder`` of an agent, say.
+        observations: (T, C, H, W), ``uint8`` or floats in [0, 1].
+        batch_size: Observations a forward pass.
+
+    Returns:
+        Floats of the same shape, near [0, 1].
+    """
     device = next(autoencoder.parameters()).device
     frames = torch.as_tensor(observations)
     return torch.cat(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
+import torch
 import tyro
 
 from rl_ae.configs import DEFAULT_AUTOENCODER, named_config
@@ -129,6 +130,10 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
         try:
+            torch.device("cpu" if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {self.device!r}") from error
+        try:
             is_object = isinstance(json.loads(self.env_kwargs), dict)
         except json.JSONDecodeError:
             is_object = False
@@ -155,12 +160,13 @@ class RunConfig:
 
 
 #: Pendulum from pixels in minutes on two cores. Not the paper's setting: small grey images, a compact trunk, small
-#: networks, bf16, a scaled reward and a faster temperature.
+#: networks, bf16, a scaled reward, a faster temperature, and one update every two steps: rendering a step here costs a
+#: twentieth of an update, and fresh frames teach more than replayed ones.
 PENDULUM = RunConfig(
     env="Pendulum-v1",
-    steps=3_500,
-    checkpoint_every=500,
-    eval_every=500,
+    steps=6_000,
+    checkpoint_every=1_000,
+    eval_every=1_000,
     eval_episodes=3,
     pixels=PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1),
     agent=AgentConfig(
@@ -170,7 +176,11 @@ PENDULUM = RunConfig(
         net_arch=(256, 256),
         ent_coef_learning_rate=1e-3,
         buffer_size=10_000,
-        learning_starts=500,
+        learning_starts=1_000,
+        catch_up_updates=500,
+        train_freq=2,
+        actor_update_interval=1,
+        target_update_interval=1,
         precision="auto",
     ),
 )

@@ -19,12 +19,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
-from rl_ae.sb3.callbacks import Checkpoints, LearningCurve, Progress, TensorboardReconstructions, read_curve
+from rl_ae.sb3.callbacks import (
+    Checkpoints,
+    LearningCurve,
+    Progress,
+    StopOnSignal,
+    TensorboardReconstructions,
+    read_curve,
+)
 from rl_ae.sb3.checkpoint import STATE_FILE, CheckpointWriter, load_agent, read_state, resume_agent
 from rl_ae.sb3.evaluation import (
     FIRST_START_SEED,
@@ -63,6 +71,11 @@ class Run(NamedTuple):
     def checkpoint(self) -> Path:
         """The checkpoint's folder."""
         return self.folder / "checkpoint"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.checkpoint / STATE_FILE).exists()
 
     @property
     def curve(self) -> Path:
@@ -115,19 +128,28 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         NonFiniteError: If a reward or a loss is not finite; the last checkpoint stays.
     """
     run = Run(folder)
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {config.device!r}, but no CUDA device is available; use 'cpu' or 'auto'")
     sessions = _earlier_sessions(run, config, resume)
     with contextlib.closing(_make_env(config, config.n_envs)) as env:
-        if (run.checkpoint / STATE_FILE).exists():
-            model, curve = _resume(run, config, env)
-        else:
-            model, curve = _start(run, config, env)
-        description = _describe(config, model, sessions)
-        print(json.dumps(description, indent=2))
-        write_atomically(run.config, lambda path: path.write_text(json.dumps(description, indent=2)))
+        model, curve = (_resume if run.has_checkpoint else _start)(run, config, env)
         if model.num_timesteps < config.steps:
+            description = _describe(config, model, sessions)
+            _print_resolved(description["resolved"])
+            write_atomically(run.config, lambda path: path.write_text(json.dumps(description, indent=2)))
             _learn(run, config, model, curve)
+        else:
+            print(f"{folder} is at step {model.num_timesteps:_} of {config.steps:_} already: nothing to train")
         _draw(run, config, model, curve)
     return run
+
+
+def _print_resolved(resolved: dict[str, Any]) -> None:
+    """The resolved configuration, a paragraph a group."""
+    groups = {"run": {}, **{name: values for name, values in resolved.items() if isinstance(values, dict)}}
+    groups["run"] = {name: value for name, value in resolved.items() if name not in groups}
+    for group, values in groups.items():
+        print(f"{group}: " + ", ".join(f"{name}={value}" for name, value in _flat(values).items()))
 
 
 def _earlier_sessions(run: Run, config: RunConfig, resume: bool) -> list[dict[str, Any]]:
@@ -138,6 +160,10 @@ def _earlier_sessions(run: Run, config: RunConfig, resume: bool) -> list[dict[st
         raise ValueError(f"{run.folder} exists and is not a run (no config.json): choose another folder with --run")
     if not resume:
         raise ValueError(f"{run.folder} exists: continue it with --resume, or choose another folder with --run")
+    sessions: list[dict[str, Any]] = run.read()["sessions"]
+    if not run.has_checkpoint:
+        print(f"{run.folder} has no checkpoint yet: starting from step 0")
+        return []
     old, new = _flat(run.read_config().to_dict()), _flat(config.to_dict())
     changed = [name for name in new if name not in _FREE_FIELDS and old.get(name) != new[name]]
     if changed:
@@ -145,7 +171,6 @@ def _earlier_sessions(run: Run, config: RunConfig, resume: bool) -> list[dict[st
         raise ValueError(
             f"{run.folder} holds a run of another configuration ({listing}); choose another folder with --run"
         )
-    sessions: list[dict[str, Any]] = run.read()["sessions"]
     return sessions
 
 
@@ -213,15 +238,19 @@ def _learn(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> N
             eval_freq=max(min(config.eval_every, remaining) // config.n_envs, 1),
             verbose=0,
         )
+        curve.evaluation = evaluation
         pictures = TensorboardReconstructions(config.eval_every, config.pixels.frame_channels)
-        model.learn(
-            remaining,
-            [curve, Progress(curve, config.steps), checkpoints, evaluation, pictures],
-            log_interval=None,  # type: ignore[arg-type]  # SB3 allows it; the curve dumps the logs
-            reset_num_timesteps=False,
-        )
+        with StopOnSignal() as stop:
+            model.learn(
+                remaining,
+                [stop, curve, Progress(curve, config.steps), checkpoints, evaluation, pictures],
+                log_interval=None,  # type: ignore[arg-type]  # SB3 allows it; the curve dumps the logs
+                reset_num_timesteps=False,
+            )
         curve.add_row()
     checkpoints.save()
+    if stop.signalled:
+        raise KeyboardInterrupt(f"stopped at step {model.num_timesteps:_}, where --resume continues")
 
 
 def _session_logger(folder: Path) -> Logger:

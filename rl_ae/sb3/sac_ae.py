@@ -154,6 +154,10 @@ class SACAE(SAC):
         catch_up_updates: int | None = None,
         precision: str = "fp32",
     ) -> None:
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(
+                f"SACAE learns from images: policy must be one of {list(self.policy_aliases)}, got {policy!r}"
+            )
         super().__init__(
             policy,
             _checked_env(env, verbose),
@@ -224,14 +228,20 @@ class SACAE(SAC):
             self._logger = configure_logger(verbose=0)
 
     def _check_arguments(self) -> None:
-        for name in ("target_update_interval", "actor_update_interval", "decoder_update_interval"):
+        counts = ("target_update_interval", "actor_update_interval", "decoder_update_interval")
+        for name in (*counts, "batch_size", "buffer_size", "n_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+        if isinstance(self.train_freq, int) and self.train_freq < 1:
+            raise ValueError(f"train_freq must be ≥ 1, got {self.train_freq}")
         for name in ("tau", "encoder_tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            raise ValueError("images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False)")
+            raise ValueError(
+                "images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False), around a "
+                "VecTransposeImage where the channels come last"
+            )
         if self.catch_up_updates is not None and self.catch_up_updates < 0:
             raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
 
