@@ -194,7 +194,7 @@ def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """The environment itself if it observes images, else the environment rendered."""
     space = env.observation_space
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3):
-        if len(space.shape) == 2 or space.shape[-1] in (1, 3):  # noqa: PLR2004
+        if len(space.shape) == 2 or space.shape[-1] in (1, 3):
             return env
         if space.shape[0] not in (1, 3):
             raise ValueError(f"expected frames of 1 or 3 channels, first or last, or of none; got {space.shape}")

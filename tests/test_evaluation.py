@@ -104,7 +104,10 @@ def test_without_ffmpeg_the_video_is_a_gif(autoencoder, tmp_path, monkeypatch):
 
 
 def test_a_learning_curve_is_drawn(tmp_path):
-    rows = [{"step": float(i), "return": -1000.0 + i, "reconstruction": 10.0 / (i + 1)} for i in range(10)]
+    rows = [
+        {"step": i, "return": i - 1000.0, "reconstruction": 10.0 / (i + 1), "evaluation": [np.nan, -900.0][i % 2]}
+        for i in range(10)
+    ]
     with Image.open(save_learning_curve(tmp_path / "curve.png", rows, "test")) as picture:
         assert picture.size == (960, 600)
         assert len(picture.convert("RGB").getcolors(100_000)) > 20

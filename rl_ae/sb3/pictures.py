@@ -77,7 +77,7 @@ def save_learning_curve(path: Path, rows: Sequence[Mapping[str, float]], title: 
 
     Args:
         path: PNG to write.
-        rows: Rows with ``step``, ``return`` and ``reconstruction``; the latter two may be NaN.
+        rows: Rows with ``step``, and ``return``, ``reconstruction`` and ``evaluation``, which may be NaN.
         title: Above the plot.
     """
     matplotlib.use("Agg")
@@ -89,13 +89,26 @@ def save_learning_curve(path: Path, rows: Sequence[Mapping[str, float]], title: 
     if len(returns) >= 5:
         mean = np.convolve(returns, np.ones(5) / 5, mode="valid")
         top.plot(steps[4:], mean, color="tab:blue", label="mean of 5")
-    top.legend()
-    top.set(title=title, ylabel="return of training episodes")
+    evaluated = [row for row in rows if np.isfinite(row["evaluation"])]
+    top.plot(
+        [row["step"] for row in evaluated],
+        [row["evaluation"] for row in evaluated],
+        "s--",
+        color="tab:green",
+        label="evaluation, deterministic",
+    )
+    if finished or evaluated:
+        top.legend()
+    else:
+        top.text(0.5, 0.5, "no episode has finished", transform=top.transAxes, ha="center")
+    top.set(title=title, ylabel="return")
     seen = [row for row in rows if np.isfinite(row["reconstruction"])]
     bottom.plot([row["step"] for row in seen], [row["reconstruction"] for row in seen], color="tab:orange")
     if seen:
         bottom.set_yscale("log")
-    bottom.set(xlabel="agent steps", ylabel="reconstruction loss")
+        for set_formatter in (bottom.yaxis.set_major_formatter, bottom.yaxis.set_minor_formatter):
+            set_formatter("{x:.4g}")
+    bottom.set(xlabel="agent steps", ylabel="squared error, summed over pixels")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     return write_atomically(path, lambda file: figure.savefig(file, dpi=120))
