@@ -7,13 +7,13 @@ installed. Both agents have its defaults at 84×84×9 with six actions, the same
 writes the largest differences after each update, losses and parameters, to ``results/official_parity.json``.
 """
 
-import contextlib
 import dataclasses
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -140,17 +140,6 @@ def make_ours(official: Any) -> SACAE:
     return agent
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Any:
-    """Give an attribute another value for a while."""
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 def update_both(official: Any, ours: SACAE, index: int) -> dict[str, tuple[float, float]]:
     """One update of each on the same batch and noise; (theirs, ours) of every loss."""
     generator = torch.Generator().manual_seed(index)
@@ -169,8 +158,8 @@ def update_both(official: Any, ours: SACAE, index: int) -> dict[str, tuple[float
     log, queue = Log(), list(normals)
     replay = types.SimpleNamespace(sample=lambda: (observations, actions, rewards, next_observations, 1 - dones))
     with (
-        replaced(torch, "randn_like", lambda like: queue.pop(0)),
-        replaced(sys.modules["utils"], "preprocess_obs", lambda frames: targets - 0.5),  # asserts float32 itself
+        patch.object(torch, "randn_like", lambda like: queue.pop(0)),
+        patch.object(sys.modules["utils"], "preprocess_obs", lambda frames: targets - 0.5),  # asserts float32 itself
     ):
         official.update(replay, log, step=index)
     batch = Batch(observations / 255, actions, next_observations / 255, rewards, dones, ours.gamma, targets)

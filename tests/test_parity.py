@@ -1,6 +1,7 @@
 """One update of SACAE against an independent transcription of the paper, and planted faults that must be noticed."""
 
 import contextlib
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ class TargetKeepsGradient(SACAE):
     """The critic's target is not detached: its gradient reaches the trunk through the next action."""
 
     def _update_critic(self, batch, noise):
-        with patched(torch, "no_grad", contextlib.nullcontext):
+        with patch.object(torch, "no_grad", contextlib.nullcontext):
             return super()._update_critic(batch, noise)
 
 
@@ -179,7 +180,7 @@ class TrunkNotDetached(SACAE):
     """The actor's loss leaves a gradient on the trunk, though no optimizer steps on it."""
 
     def _update_actor_and_temperature(self, observations, noise):
-        with patched(torch, "no_grad", contextlib.nullcontext):
+        with patch.object(torch, "no_grad", contextlib.nullcontext):
             return super()._update_actor_and_temperature(observations, noise)
 
 
@@ -193,19 +194,9 @@ class ActorTrainsTrunk(TrunkNotDetached):
 
 
 @contextlib.contextmanager
-def patched(owner, name, value):
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-@contextlib.contextmanager
 def scaled_backward(factor):
     backward = torch.Tensor.backward
-    with patched(torch.Tensor, "backward", lambda loss: backward(factor * loss)):
+    with patch.object(torch.Tensor, "backward", lambda loss: backward(factor * loss)):
         yield
 
 

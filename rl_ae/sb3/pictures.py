@@ -108,7 +108,7 @@ def save_learning_curve(path: Path, rows: Sequence[Mapping[str, float]], title: 
         bottom.set_yscale("log")
         for set_formatter in (bottom.yaxis.set_major_formatter, bottom.yaxis.set_minor_formatter):
             set_formatter("{x:.4g}")
-    bottom.set(xlabel="agent steps", ylabel="squared error, summed over pixels")
+    bottom.set(xlabel="agent steps", ylabel="squared error (sum)")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     return write_atomically(path, lambda file: figure.savefig(file, dpi=120))
