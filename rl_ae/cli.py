@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from rl_ae.sb3.run_config import PRESETS, RunConfig
-from rl_ae.sb3.runs import Run, evaluate_run, train_run
+from rl_ae.sb3.runs import EVALUATION_EPISODES, Run, evaluate_run, train_run
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -24,7 +24,9 @@ def train(config: RunConfig, folder: Path, resume: bool) -> None:
     print(f"next: rl-ae evaluate {finished.folder}")
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], episodes: int = 10, device: str = "auto") -> None:
+def evaluate(
+    run: Annotated[Path, tyro.conf.Positional], episodes: int = EVALUATION_EPISODES, device: str = "auto"
+) -> None:
     """Evaluate a run's checkpoint from fixed starts, beside a random policy, and film it.
 
     Args:

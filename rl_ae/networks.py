@@ -45,7 +45,7 @@ class ConvTrunk(nn.Module):
         kernel_size: int,
         strides: Sequence[int],
         padding: int,
-        centre: float = 0.0,
+        centre: float,
     ) -> None:
         super().__init__()
         self.centre = centre
@@ -86,7 +86,7 @@ class ConvMirror(nn.Module):
     """
 
     def __init__(
-        self, trunk: ConvTrunk, latent_dim: int, observation_shape: tuple[int, int, int], centre: float = 0.5
+        self, trunk: ConvTrunk, latent_dim: int, observation_shape: tuple[int, int, int], centre: float
     ) -> None:
         super().__init__()
         self.centre = centre
@@ -125,7 +125,6 @@ class TanhProjection(nn.Module):
 
     def __init__(self, in_features: int, latent_dim: int) -> None:
         super().__init__()
-        self.in_features, self.latent_dim = in_features, latent_dim
         self.layers = nn.Sequential(nn.Linear(in_features, latent_dim), nn.LayerNorm(latent_dim), nn.Tanh())
 
     def forward(self, features: Tensor) -> DeterministicLatent:

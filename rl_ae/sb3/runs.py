@@ -49,6 +49,7 @@ from rl_ae.sb3.sac_ae import SACAE
 
 ALGORITHMS = {"sac_ae": SACAE}
 _PACKAGES = ("rl-ae", "torch", "stable-baselines3", "gymnasium", "numpy")
+EVALUATION_EPISODES = 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
 _FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "eval_every", "eval_episodes"})
 
@@ -270,7 +271,7 @@ def _draw(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> No
     save_reconstructions(run.folder / "reconstructions.png", *pair)
 
 
-def evaluate_run(folder: Path, episodes: int = 10, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(folder: Path, episodes: int = EVALUATION_EPISODES, device: str = "auto") -> dict[str, Any]:
     """Evaluate a run's checkpoint from fixed starts, beside a random policy.
 
     Writes ``evaluation.json`` (what is returned), ``evaluation.png`` (frames above their reconstructions) and
