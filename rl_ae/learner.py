@@ -66,6 +66,11 @@ class RepresentationLearner:
         )
         self.step = 0
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that step on the weighted losses: the encoder's and the decoder's."""
+        return [self.encoder_optimizer, self.decoder_optimizer]
+
     def target(self, observations: Tensor) -> Tensor:
         """What the decoder is to return for images (B, C, H, W) in [0, 1]: the same shape, fewer bits, fresh noise."""
         return observations if self.target_bits is None else dequantize(observations, self.target_bits)
@@ -88,11 +93,10 @@ class RepresentationLearner:
             ValueError: If they do not have the autoencoder's shape, or the loss refuses them.
         """
         breakdown, latent, z = self._losses(observations, target, n_data)
-        optimizers = (self.encoder_optimizer, self.decoder_optimizer)
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         (self.scale * breakdown.total).backward()
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         self.autoencoder.after_update(latent)
         metrics = self._metrics(breakdown)
@@ -217,6 +221,59 @@ class RepresentationLearner:
         self.step = state["step"]
         for name, part in self.parts():
             part.load_state_dict(state[name])
+
+
+class DictLearner:
+    """Learners of observations that come together, two cameras and a vector say: one for each, by name.
+
+    Args:
+        learners: By the name of what they reconstruct.
+    """
+
+    def __init__(self, learners: Mapping[str, RepresentationLearner]) -> None:
+        self.learners = dict(learners)
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return next(iter(self.learners.values())).step
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of all learners."""
+        return [optimizer for learner in self.learners.values() for optimizer in learner.optimizers]
+
+    def target(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the decoders are to return, by name; see :meth:`RepresentationLearner.target`."""
+        return {name: learner.target(observations[name]) for name, learner in self.learners.items()}
+
+    def update(
+        self, observations: Mapping[str, Tensor], targets: Mapping[str, Tensor] | None = None, n_data: int | None = None
+    ) -> dict[str, Tensor]:
+        """Take one gradient step of every learner; arguments and errors as :meth:`RepresentationLearner.update`.
+
+        Returns:
+            Every learner's metrics as ``"<name>/<metric>"``, and the sum of their totals as ``"total"``.
+        """
+        targets = self.target(observations) if targets is None else targets
+        metrics: dict[str, Tensor] = {}
+        totals = []
+        for name, learner in self.learners.items():
+            own = learner.update(observations[name], targets[name], n_data)
+            totals.append(own["total"])
+            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+        return {**metrics, "total": torch.stack(totals).sum()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every learner's state, by name."""
+        return {name: learner.state_dict() for name, learner in self.learners.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore :meth:`state_dict`; arguments and errors as :meth:`RepresentationLearner.load_state_dict`."""
+        if state.keys() != self.learners.keys():
+            raise ValueError(f"expected the entries {sorted(self.learners)}, got {sorted(state)}")
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state[name], strict)
 
 
 def _passes(
