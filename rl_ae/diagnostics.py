@@ -10,16 +10,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rl_ae.losses import active_units
+from rl_ae.autoencoders import Autoencoder
+from rl_ae.latents import GaussianLatent
+from rl_ae.losses import active_units, psnr
 
 __all__ = [
     "active_units",
     "bits_per_dimension",
+    "describe_autoencoder",
     "describe_latents",
     "effective_rank",
     "gradient_cosine",
     "gradient_norm",
     "latent_norm",
+    "total_norm",
 ]
 
 Number = TypeVar("Number", float, Tensor)
@@ -69,6 +73,26 @@ def describe_latents(latents: Tensor) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
+def describe_autoencoder(autoencoder: Autoencoder, observations: Tensor) -> dict[str, Tensor]:
+    """How well observations come back from their latents' modes, and what those latents are like.
+
+    Args:
+        autoencoder: The autoencoder.
+        observations: Images (B, C, H, W) in [0, 1], or vectors (B, N).
+
+    Returns:
+        Detached scalars by name: ``psnr`` in dB, what :func:`describe_latents` returns, and for a Gaussian latent
+        ``latent_kl``, the mean KL of a sample in nats before any free nats.
+    """
+    latent = autoencoder.encode(observations)
+    error = autoencoder.decode(latent.mode) - observations
+    described = {"psnr": psnr(error.float().square().mean()), **describe_latents(latent.mode)}
+    if isinstance(latent, GaussianLatent):
+        described["latent_kl"] = latent.kl().sum(dim=1).mean()
+    return described
+
+
 def bits_per_dimension(nats: Number, observation_shape: Sequence[int]) -> Number:
     r"""Nats an observation as bits an element: :math:`\mathrm{nats} / (C H W \ln 2)`.
 
@@ -82,8 +106,13 @@ def bits_per_dimension(nats: Number, observation_shape: Sequence[int]) -> Number
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm of the gradients that parameters hold, as one vector; 0 where none holds any."""
-    norm: Tensor = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """:func:`total_norm` of the gradients that parameters hold."""
+    return total_norm(parameter.grad for parameter in parameters)
+
+
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Euclidean norm of gradients as one vector, a scalar; 0 where all are ``None``."""
+    norm: Tensor = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
     return norm
 
 
@@ -105,7 +134,7 @@ def gradient_cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | No
     """
     if len(first) != len(second):
         raise ValueError(f"expected gradients of the same parameters: got {len(first)} and {len(second)}")
-    lengths = [nn.utils.get_total_norm([g for g in gradients if g is not None]) for gradients in (first, second)]
+    lengths = [total_norm(gradients) for gradients in (first, second)]
     if not all(length > 0.0 for length in lengths):
         return torch.zeros(())
     products = [

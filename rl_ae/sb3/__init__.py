@@ -1,7 +1,8 @@
 """Autoencoders inside Stable-Baselines3 agents."""
 
+from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.extractor import AutoencoderExtractor
 from rl_ae.sb3.policies import SACAEPolicy
 from rl_ae.sb3.sac_ae import SACAE, NonFiniteError
 
-__all__ = ["SACAE", "AutoencoderExtractor", "NonFiniteError", "SACAEPolicy"]
+__all__ = ["SACAE", "AutoencoderExtractor", "AuxiliaryLossCallback", "NonFiniteError", "SACAEPolicy"]

@@ -1,16 +1,18 @@
 """Extractor: an autoencoder's encoder as a Stable-Baselines3 features extractor."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Self, cast
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
-from rl_ae.factory import AutoencoderLike, create_encoder
+from rl_ae.factory import AutoencoderLike, create_encoder, resolve_config
 from rl_ae.pixels import MIN_IMAGE_SIZE
 
 
@@ -52,7 +54,8 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
 
     Features are the latent's mode, (B, D). Images arrive in [0, 1], as Stable-Baselines3 scales them; with
     ``normalize_images=False`` an environment must return floats in [0, 1] itself.
-    In a stock agent the agent's own loss trains the encoder; :class:`~rl_ae.sb3.SACAE` adds the reconstruction.
+    In a stock agent the agent's own loss trains the encoder; :class:`~rl_ae.sb3.AuxiliaryLossCallback` adds the
+    reconstruction.
 
     Args:
         observation_space: Image space, see :func:`image_shape`.
@@ -65,15 +68,28 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Box, autoencoder: AutoencoderLike = DEFAULT_AUTOENCODER) -> None:
-        encoder = create_encoder(autoencoder, image_shape(observation_space))
+        shape = image_shape(observation_space)
+        encoder = create_encoder(autoencoder, shape)
         super().__init__(observation_space, features_dim=encoder.latent_dim)
         self.encoder = encoder
+        #: As it was given; with the config it stands for, what a decoder is built from.
+        self.autoencoder = autoencoder
+        self.autoencoder_config = resolve_config(autoencoder, shape)
         self._range_checked = False
 
     def replace_head(self, head: nn.Module, features_dim: int) -> None:
         """Read the trunk through another head: trunk features (B, F) to a latent of ``features_dim``."""
         self.encoder = Encoder(self.encoder.trunk, head, features_dim)
         self._features_dim = features_dim
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
+        """Apply a function to all modules, but for the ``ortho_init`` of PPO and A2C.
+
+        It would overwrite a saved autoencoder's weights, and the initialisation an autoencoder brings along.
+        """
+        if getattr(fn, "func", fn) is BasePolicy.init_weights:
+            return self
+        return super().apply(fn)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to features (B, D).
