@@ -1,9 +1,10 @@
 """Learner: the one place where an autoencoder's losses are weighed, summed and stepped."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rl_ae.adversary import Adversary
-from rl_ae.autoencoders import Autoencoder
+from rl_ae.autoencoders import Autoencoder, Encoder
 from rl_ae.losses import LossBreakdown
 from rl_ae.pixels import dequantize, to_unit
 from rl_ae.precision import autocast, check_precision
@@ -70,6 +71,23 @@ class RepresentationLearner:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those that step on the weighted losses: the encoder's and the decoder's."""
         return [self.encoder_optimizer, self.decoder_optimizer]
+
+    def for_encoder(self, encoder: Encoder) -> Self:
+        """A learner of another encoder through the same decoder.
+
+        Decoder, its optimizer, loss and adversary are this learner's own, and every update of either learner moves
+        them; encoder, its optimizer and the step are the other's.
+
+        Args:
+            encoder: Of the same architecture, on the same device.
+        """
+        learner = copy.copy(self)
+        learner.autoencoder = type(self.autoencoder)(config=self.autoencoder.config, encoder=encoder)
+        learner.autoencoder.decoder, learner.autoencoder.output = self.autoencoder.decoder, self.autoencoder.output
+        learning_rate = self.encoder_optimizer.param_groups[0]["lr"]
+        learner.encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+        learner.step = 0
+        return learner
 
     def target(self, observations: Tensor) -> Tensor:
         """What the decoder is to return for images (B, C, H, W) in [0, 1]: the same shape, fewer bits, fresh noise."""
@@ -167,7 +185,7 @@ class RepresentationLearner:
                 raise ValueError(f"{name} must be ≥ 1, got {number}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be ≥ 1, got {steps}")
-        batches = _passes(data, epochs if steps is None else None, batch_size, generator)
+        batches = passes(data, epochs if steps is None else None, batch_size, generator)
         planned = steps
         if isinstance(data, Tensor | np.ndarray):
             n_data = len(data) if n_data is None else n_data
@@ -276,13 +294,20 @@ class DictLearner:
             learner.load_state_dict(state[name], strict)
 
 
-def _passes(
+def passes(
     data: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
     epochs: int | None,
     batch_size: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Tensor | np.ndarray]:
-    """Batches of so many passes over data in memory, or over an iterable; without end if ``None``."""
+    """Shuffled batches of data in memory, or an iterable's own, over some passes.
+
+    Args:
+        data: Observations (N, ...), or an iterable of batches of them.
+        epochs: Passes; without end if ``None``.
+        batch_size: Observations a batch, for data in memory; a single one that is left over joins the batch before.
+        generator: Of the shuffling, on the CPU; torch's global one if omitted.
+    """
     for _ in itertools.count() if epochs is None else range(epochs):
         empty = True
         if isinstance(data, Tensor | np.ndarray):

@@ -1,9 +1,18 @@
 """Autoencoders inside Stable-Baselines3 agents."""
 
 from rl_ae.sb3.agent import NonFiniteError
+from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.extractor import AutoencoderExtractor
 from rl_ae.sb3.policies import SACAEPolicy, TD3AEPolicy
 from rl_ae.sb3.sac_ae import SACAE
 from rl_ae.sb3.td3_ae import TD3AE
 
-__all__ = ["SACAE", "TD3AE", "AutoencoderExtractor", "NonFiniteError", "SACAEPolicy", "TD3AEPolicy"]
+__all__ = [
+    "SACAE",
+    "TD3AE",
+    "AutoencoderExtractor",
+    "AuxiliaryLossCallback",
+    "NonFiniteError",
+    "SACAEPolicy",
+    "TD3AEPolicy",
+]

@@ -1,5 +1,6 @@
 """Agent: what SAC-AE and TD3-AE share — when the encoder is trained, and who may train it."""
 
+import copy
 import io
 import json
 import warnings
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rl_ae.autoencoders import Autoencoder
+from rl_ae.diagnostics import describe_autoencoder, gradient_cosine, total_norm
 from rl_ae.factory import create_learner
 from rl_ae.generators import PrivateGenerators
 from rl_ae.learner import DictLearner, RepresentationLearner
@@ -77,6 +79,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         precision: ``"fp32"`` or ``"bf16"``, see :func:`~rl_ae.precision.autocast`.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss.
+        diagnostics_interval: Steps of the representation loss between two looks at gradients and latents.
         policy_kwargs: For the policy.
         replay_buffer_kwargs: For the replay buffer.
         verbose: As in Stable-Baselines3.
@@ -102,6 +105,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         precision: str,
         representation_loss: nn.Module | None,
         freeze_encoder: bool,
+        diagnostics_interval: int,
         policy_kwargs: dict[str, Any] | None,
         replay_buffer_kwargs: dict[str, Any] | None,
         verbose: int,
@@ -132,11 +136,12 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self.precision = precision
         self.representation_loss = representation_loss
         self.freeze_encoder = freeze_encoder
+        self.diagnostics_interval = diagnostics_interval
 
     # ------------------------------------------------------------------ construction
 
-    #: Counts of updates, which must be at least 1.
-    interval_names: tuple[str, ...] = ("decoder_update_interval",)
+    #: Arguments of the subclass that count updates.
+    interval_names: tuple[str, ...]
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -164,8 +169,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _make_learner(self) -> RepresentationLearner | DictLearner:
         learners = {
+            # several learners step on parameters of a loss of their own
             name: create_learner(
-                cast(Autoencoder, autoencoder), loss=self.representation_loss, precision=self.precision
+                cast(Autoencoder, autoencoder), loss=copy.deepcopy(self.representation_loss), precision=self.precision
             )
             for name, autoencoder in self.policy.autoencoders.items()
         }
@@ -174,7 +180,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         return learners[OBSERVATION]
 
     def _check_arguments(self) -> None:
-        for name in (*self.interval_names, "batch_size", "buffer_size", "n_steps"):
+        intervals = (*self.interval_names, "decoder_update_interval", "diagnostics_interval")
+        for name in (*intervals, "batch_size", "buffer_size", "n_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
         if isinstance(self.train_freq, int) and self.train_freq < 1:
@@ -339,9 +346,29 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
         observations, targets = cast(Any, batch.observations), cast(Any, batch.targets)
+        diagnose = self.learner.step % self.diagnostics_interval == 0
+        # what the critic's loss has left there
+        td_gradients = [_copy(parameter.grad) for parameter in self._trunk_parameters()] if diagnose else []
         metrics = self.learner.update(observations, targets, n_data)
         metrics["ae_loss"] = metrics.pop("total")
-        return metrics
+        return metrics | self._diagnose(batch.observations, td_gradients) if diagnose else metrics
+
+    def _diagnose(self, observations: Observations, td_gradients: list[Tensor | None]) -> dict[str, Tensor]:
+        """Is the encoder trained, by which loss, and what are its latents like?"""
+        gradients = [parameter.grad for parameter in self._trunk_parameters()]
+        described = {
+            "td_gradient_norm": total_norm(td_gradients),
+            "ae_gradient_norm": total_norm(gradients),
+            "gradient_cosine": gradient_cosine(td_gradients, gradients),
+        }
+        for name, autoencoder in self.policy.autoencoders.items():
+            own, prefix = (observations, "") if isinstance(observations, Tensor) else (observations[name], f"{name}/")
+            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own)
+            described |= {f"{prefix}{metric}": value for metric, value in numbers.items()}
+        return described
+
+    def _trunk_parameters(self) -> Iterator[nn.Parameter]:
+        return self.critic.features_extractor.trunk_parameters()
 
     def _autocast(self) -> Any:
         return autocast(self.device, self.precision)
@@ -404,6 +431,10 @@ def _checked_env(name: str, env: GymEnv | str | None, verbose: int) -> Any:
     if not isinstance(actions, spaces.Box) or not np.all(np.isfinite([actions.low, actions.high])):
         raise ValueError(f"{name} needs a bounded Box of actions, got {actions}; use DQN or PPO for discrete ones")
     return env
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.clone()
 
 
 def _progress_bars(callback: BaseCallback) -> Iterator[Any]:

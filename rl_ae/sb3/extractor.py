@@ -1,10 +1,11 @@
 """Extractor: the encoders of autoencoders as a Stable-Baselines3 features extractor."""
 
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self, cast
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
     Features are the latent's mode, (B, D). Images arrive in [0, 1], as Stable-Baselines3 scales ``uint8``; images of
     another type are scaled here by the bounds of their space. Parts of a ``Dict`` follow each other in its order, those
     without an autoencoder as they are.
-    In a stock agent the agent's own loss trains the encoder; :class:`~rl_ae.sb3.SACAE` adds the reconstruction.
+    In a stock agent the agent's own loss trains the encoders; :class:`~rl_ae.sb3.AuxiliaryLossCallback` adds the
+    reconstruction.
 
     Args:
         observation_space: Image space, see :func:`~rl_ae.sb3.observations.image_shape`, or a ``Dict``.
@@ -82,6 +84,15 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         for encoder in self.encoders.values():
             yield from cast(Encoder, encoder).trunk.parameters()
 
+    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
+        """Apply a function to all modules, but for the ``ortho_init`` of PPO and A2C.
+
+        It would overwrite a saved autoencoder's weights, and the initialisation an autoencoder brings along.
+        """
+        if getattr(fn, "func", fn) is BasePolicy.init_weights:
+            return self
+        return super().apply(fn)
+
     def forward(self, observations: Observations) -> Tensor:
         """Observations as Stable-Baselines3 preprocesses them, images (B, C, H, W), to features (B, D).
 
@@ -94,12 +105,14 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         return self.latent(observations)
 
     def scale(self, observations: Observations) -> Observations:
-        """Bring images with bounds of their own to [0, 1]; the rest stays as it is."""
+        """Bring images with bounds of their own to [0, 1], and everything that is no image to vectors (B, N)."""
         if isinstance(observations, Tensor):
             return self._scale(OBSERVATION, observations)
         return {name: self._scale(name, observations[name]) for name in self.views}
 
     def _scale(self, name: str, values: Tensor) -> Tensor:
+        if len(self.views[name].shape) == 1:
+            return values.flatten(1)
         low = getattr(self, f"{name}_low")
         return values if low is None else scale_range(values, low, getattr(self, f"{name}_high"))
 
@@ -123,9 +136,9 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         """Observations with images in [0, 1] to what the heads read, by name: (B, F) each."""
         parts = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
         features = {}
-        for name, view in self.views.items():
-            values = parts[name].flatten(1) if len(view.shape) == 1 else parts[name]
-            features[name] = cast(Encoder, self.encoders[name]).trunk(values) if name in self.encoders else values
+        for name in self.views:
+            trunk = cast(Encoder, self.encoders[name]).trunk if name in self.encoders else nn.Identity()
+            features[name] = trunk(parts[name])
         return features
 
     def head(self, features: dict[str, Tensor], sample: bool = False) -> Tensor:

@@ -67,6 +67,8 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         precision: ``"fp32"`` or ``"bf16"``, see :func:`~rl_ae.precision.autocast`.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss: of a saved autoencoder, say.
+        diagnostics_interval: Steps of the representation loss between two looks at it: the norms of both losses'
+            gradients at the trunk and the cosine between them, and :func:`~rl_ae.diagnostics.describe_autoencoder`.
 
     Raises:
         ValueError: If observations are not images of at least 8×8 pixels, actions are not a ``Box``, the autoencoder's
@@ -79,7 +81,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = SAC_POLICIES
-    interval_names = ("target_update_interval", "actor_update_interval", "decoder_update_interval")
+    interval_names = ("target_update_interval", "actor_update_interval")
     archive_mark = "ent_coef"
     policy: SACAEPolicy
     actor: SACAEActor
@@ -126,6 +128,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         precision: str = "fp32",
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
+        diagnostics_interval: int = 100,
     ) -> None:
         super().__init__(
             policy,
@@ -164,6 +167,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             precision=precision,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
+            diagnostics_interval=diagnostics_interval,
         )
         self.actor_update_interval = actor_update_interval
         self.ent_coef_learning_rate = ent_coef_learning_rate

@@ -49,6 +49,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         precision: ``"fp32"`` or ``"bf16"``.
         representation_loss: Instead of the autoencoder's own.
         freeze_encoder: Train neither encoder nor decoder.
+        diagnostics_interval: Steps of the representation loss between two looks at it.
 
     Raises:
         ValueError: If observations are not images of at least 8×8 pixels, actions are not a ``Box``, the autoencoder's
@@ -61,7 +62,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = TD3_POLICIES
-    interval_names = ("policy_delay", "decoder_update_interval")
+    interval_names = ("policy_delay",)
     archive_mark = "policy_delay"
     policy: TD3AEPolicy
     actor: TD3AEActor
@@ -104,6 +105,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         precision: str = "fp32",
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
+        diagnostics_interval: int = 100,
     ) -> None:
         super().__init__(
             policy,
@@ -138,6 +140,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
             precision=precision,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
+            diagnostics_interval=diagnostics_interval,
         )
         if isinstance(action_noise, int | float) and env is not None:  # loaded agents bring theirs
             mean = np.zeros(get_action_dim(self.action_space))
