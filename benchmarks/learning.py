@@ -27,7 +27,8 @@ from rl_ae.sb3.runs import Run
 RESULTS = Path(__file__).parent / "results"
 #: Task → flags of rl-ae train, and the title of its plot.
 TASKS = {
-    "pendulum": ("--preset pendulum", "Pendulum from pixels: 48×48 grey, action repeat 2"),
+    "pendulum": ("--preset pendulum", "SAC-AE, Pendulum from pixels: 48×48 grey, action repeat 2"),
+    "pendulum_td3": ("--preset pendulum_td3", "TD3-AE, Pendulum from pixels: 48×48 grey, action repeat 2"),
 }
 
 
@@ -41,7 +42,7 @@ class Arguments:
         runs: Folder of the runs.
     """
 
-    task: Annotated[Literal["pendulum"], tyro.conf.Positional]
+    task: Annotated[Literal["pendulum", "pendulum_td3"], tyro.conf.Positional]
     seeds: tuple[int, ...] = (0, 1, 2)
     runs: Path = Path("runs")
 

@@ -39,12 +39,14 @@ def effective_rank(latents: Tensor) -> Tensor:
         latents: (B, D).
 
     Returns:
-        A scalar between 1 and min(B - 1, D); 0 where all latents are the same.
+        A scalar between 1 and min(B - 1, D); 0 where all latents are the same, NaN where one is not finite.
 
     Raises:
         ValueError: If the latents are not (B, D).
     """
     latents = _matrix(latents)
+    if not torch.isfinite(latents).all():  # on which the decomposition does not converge
+        return torch.full((), torch.nan)
     singular = torch.linalg.svdvals(latents - latents.mean(dim=0))
     rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
     singular = torch.where(singular > rounding, singular, 0.0)

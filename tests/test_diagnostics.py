@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from rl_ae import losses
+from rl_ae import ConvConfig, RAEConfig, VAEConfig, create_autoencoder, losses
 from rl_ae.diagnostics import (
     active_units,
     bits_per_dimension,
+    describe_autoencoder,
     describe_latents,
     effective_rank,
     gradient_cosine,
@@ -47,6 +48,7 @@ def test_latents_that_are_all_the_same_have_no_rank():
     assert effective_rank(torch.full((7, 5), 0.1)).item() == 0.0
     assert effective_rank(torch.zeros(7, 5)).item() == 0.0
     assert effective_rank(torch.randn(1, 5)).item() == 0.0
+    assert math.isnan(effective_rank(torch.tensor([[1.0, 2.0], [math.nan, 0.0]])).item())
 
 
 def test_latent_norm_is_the_mean_length():
@@ -100,6 +102,24 @@ def test_a_description_of_latents_names_what_it_measures():
     measured = {f.__name__: f(latents.detach()).item() for f in (active_units, effective_rank, latent_norm)}
     assert {name: value.item() for name, value in described.items()} == measured
     assert not any(value.requires_grad for value in described.values())
+
+
+def test_a_description_of_an_autoencoder_looks_at_modes():
+    observations = torch.rand(8, 1, 8, 8)
+    conv = ConvConfig(filters=(4,), strides=(2,), padding=1)
+    for config in (RAEConfig(latent_dim=3, conv=conv), VAEConfig(latent_dim=3, conv=conv, hidden=())):
+        autoencoder = create_autoencoder(config, (1, 8, 8))
+        described = describe_autoencoder(autoencoder, observations)
+        latent = autoencoder.encode(observations)
+        error = (autoencoder.reconstruct(observations) - observations).square().mean()
+        assert described["psnr"].item() == pytest.approx(-10.0 * math.log10(error.item()), rel=1e-5)
+        assert described["effective_rank"].item() == pytest.approx(
+            effective_rank(latent.mode.detach()).item(), rel=1e-5
+        )
+        assert ("latent_kl" in described) == isinstance(config, VAEConfig)
+    mu, logvar = latent
+    kl = 0.5 * (mu**2 + logvar.exp() - 1.0 - logvar).sum(dim=1).mean()
+    assert described["latent_kl"].item() == pytest.approx(kl.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

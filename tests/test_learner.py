@@ -205,3 +205,25 @@ def test_the_decoder_reads_a_draw_in_training(name, monkeypatch):
     torch.manual_seed(3)
     assert torch.allclose(read[0], learner.autoencoder.draw(latent, step=0), atol=1e-4)
     assert not torch.allclose(read[0], latent.mode)
+
+
+def test_another_encoder_learns_through_the_same_decoder():
+    learner = make_learner()
+    train(learner, 3)
+    encoder = create_learner(CONFIG, SHAPE).autoencoder.encoder
+    other = learner.for_encoder(encoder)
+    assert other.autoencoder.encoder is encoder and other.autoencoder.decoder is learner.autoencoder.decoder
+    assert other.autoencoder.output is learner.autoencoder.output and other.loss is learner.loss
+    assert (learner.step, other.step) == (3, 0)
+    assert other.encoder_optimizer.param_groups[0]["lr"] == learner.encoder_optimizer.param_groups[0]["lr"]
+
+    modules = (learner.autoencoder.encoder, encoder, learner.autoencoder.decoder)
+    before = [[p.detach().clone() for p in module.parameters()] for module in modules]
+    train(other, 1)
+    moved = [
+        any(not torch.equal(p, old) for p, old in zip(module.parameters(), olds, strict=True))
+        for module, olds in zip(modules, before, strict=True)
+    ]
+    assert moved == [False, True, True]
+    assert learner.decoder_optimizer.state_dict()["state"][0]["step"].item() == 4
+    assert (learner.step, other.step) == (3, 1)

@@ -30,9 +30,10 @@ class AgentConfig:
         output_centre: Brightness added to its output, where that ends without a sigmoid. A saved one keeps its own.
         net_arch: Widths of the hidden layers of actor and critics.
         learning_rate: Of actor and critic.
+        encoder_learning_rate: Of the encoder under the critic's loss.
         autoencoder_learning_rate: Of encoder and decoder under the representation loss.
-        ent_coef_learning_rate: Of the temperature.
-        ent_coef: Temperature, or auto_<initial value>.
+        ent_coef_learning_rate: Of the temperature (sac_ae).
+        ent_coef: Temperature, or auto_<initial value> (sac_ae).
         buffer_size: Transitions kept for replay.
         learning_starts: Random steps before learning.
         catch_up_updates: Updates made at once after them.
@@ -43,8 +44,12 @@ class AgentConfig:
         train_freq: Steps between two rounds of updates.
         gradient_steps: Updates a round; -1 for as many as steps.
         n_steps: Steps of the return.
-        actor_update_interval: Updates between two of the actor.
-        target_update_interval: Updates between two of the targets.
+        actor_update_interval: Updates between two of the actor (sac_ae).
+        target_update_interval: Updates between two of the targets (sac_ae).
+        policy_delay: Updates between two of the actor and the targets (td3_ae).
+        action_noise: Standard deviation of the exploration's noise (td3_ae).
+        target_policy_noise: Standard deviation of the noise that smooths the targets (td3_ae).
+        target_noise_clip: Where that noise is clipped (td3_ae).
         decoder_update_interval: Updates between two of the decoder.
         precision: fp32, bf16, or auto: bf16 where the CPU has instructions for it.
     """
@@ -56,6 +61,7 @@ class AgentConfig:
     output_centre: float | None = None
     net_arch: tuple[int, ...] | None = None
     learning_rate: float | None = None
+    encoder_learning_rate: float | None = None
     autoencoder_learning_rate: float | None = None
     ent_coef_learning_rate: float | None = None
     ent_coef: str | None = None
@@ -71,6 +77,10 @@ class AgentConfig:
     n_steps: int | None = None
     actor_update_interval: int | None = None
     target_update_interval: int | None = None
+    policy_delay: int | None = None
+    action_noise: float | None = None
+    target_policy_noise: float | None = None
+    target_noise_clip: float | None = None
     decoder_update_interval: int | None = None
     precision: Literal["fp32", "bf16", "auto"] | None = None
 
@@ -194,4 +204,19 @@ PENDULUM = RunConfig(
     ),
 )
 
-PRESETS = {"pendulum": PENDULUM}
+#: The same with TD3-AE: noise explores in the temperature's place.
+PENDULUM_TD3 = dataclasses.replace(
+    PENDULUM,
+    algo="td3_ae",
+    agent=dataclasses.replace(
+        PENDULUM.agent,
+        ent_coef_learning_rate=None,
+        actor_update_interval=None,
+        target_update_interval=None,
+        policy_delay=1,
+        tau=0.01,
+        action_noise=0.2,
+    ),
+)
+
+PRESETS = {"pendulum": PENDULUM, "pendulum_td3": PENDULUM_TD3}

@@ -12,6 +12,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import platform
 from importlib.metadata import version
@@ -140,7 +141,7 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         if model.num_timesteps < config.steps:
             description = _describe(config, model, sessions)
             _print_resolved(description["resolved"])
-            write_atomically(run.config, lambda path: path.write_text(json.dumps(description, indent=2)))
+            write_atomically(run.config, lambda path: path.write_text(json.dumps(description, indent=2, default=repr)))
             _learn(run, config, model, curve)
         else:
             print(f"{folder} is at step {model.num_timesteps:_} of {config.steps:_} already: nothing to train")
@@ -192,9 +193,10 @@ def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
 
 
 def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[AutoencoderAgent, LearningCurve]:
-    model = ALGORITHMS[config.algo](
-        "CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **config.agent.arguments()
-    )
+    algorithm, arguments = ALGORITHMS[config.algo], config.agent.arguments()
+    if foreign := sorted(arguments.keys() - inspect.signature(algorithm).parameters.keys()):
+        raise ValueError(f"{config.algo} has no {', '.join(foreign)}; see rl-ae train --help")
+    model = algorithm("CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **arguments)
     return model, LearningCurve(run.curve, config.log_every, config.pixels.action_repeat)
 
 
