@@ -73,6 +73,8 @@ def sharpen(model, frames):
     last = [p for name, p in model.policy.named_parameters() if name.startswith(("actor.mu", "action_net", "q_net."))]
     with torch.no_grad():
         last[-2].mul_(30.0)  # a weight and its bias
+        if isinstance(model, PPO):
+            last[-1][0] = 5.0  # beyond the range, which is clipped
         if isinstance(model, DQN):
             last[-1].sub_(model.q_net(torch.as_tensor(frames)).mean(dim=0))
 

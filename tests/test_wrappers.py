@@ -110,8 +110,9 @@ def test_a_vector_of_environments_is_encoded_in_one_forward():
     autoencoder = make_autoencoder()
     plain = DummyVecEnv([lambda: DotEnv(SHAPE, episode_length=3)] * 4)
     venv = VecLatentObservation(DummyVecEnv([lambda: DotEnv(SHAPE, episode_length=3)] * 4), autoencoder)
-    batches = []
-    venv._eyes.encoder.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    batches, encoder = [], venv._eyes.encoder
+    assert not encoder.training and not any(parameter.requires_grad for parameter in encoder.parameters())
+    encoder.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
     for env in (plain, venv):
         env.seed(5)
     np.testing.assert_allclose(venv.reset(), latents_of(autoencoder, plain.reset()), atol=1e-6)
