@@ -9,9 +9,10 @@ from typing import Annotated
 
 import tyro
 
+from rl_ae.sb3.export import POLICY_FILE, export_run
 from rl_ae.sb3.run_config import PRESETS, RunConfig
 from rl_ae.sb3.runs import EVALUATION_EPISODES, Run, evaluate_run, train_run
-from rl_ae.sb3.show import TRAVERSED, FrameSource, Kind, export_autoencoder, show
+from rl_ae.sb3.show import TRAVERSED, FrameSource, Kind, show
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -73,16 +74,25 @@ def show_command(
 
 def export(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None,
+    onnx: bool = True,
 ) -> None:
-    """Save the autoencoder of a run, for Autoencoder.from_pretrained or another agent to start from.
+    """Save the policy of a run as ONNX, and its autoencoder for Autoencoder.from_pretrained or another agent.
 
     Args:
         run: Folder of the run.
-        folder: Where to; must be empty if it exists.
+        folder: Where to; must be empty if it exists. RUN/export if omitted.
+        onnx: Write policy.onnx, which needs the extra "export".
     """
-    export_autoencoder(run, folder)
-    print(f"{folder}\nnext: rl-ae train --env … --autoencoder {folder}")
+    folder = run / "export" if folder is None else folder
+    latency = export_run(run, folder, onnx)
+    print(f"{folder}: the autoencoder, config.json and model.safetensors")
+    if latency is not None:
+        print(
+            f"{folder / POLICY_FILE}: encoder and actor, for onnxruntime; one observation takes "
+            f"{1e3 * latency.onnx:.2f} ms, and {1e3 * latency.predict:.2f} ms in predict"
+        )
+    print(f"next: rl-ae train --env … --autoencoder {folder}")
 
 
 _PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."

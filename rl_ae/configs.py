@@ -472,10 +472,10 @@ def type_name(cls: type[Any]) -> str:
 
 def subclasses(base: type[Any]) -> dict[str, type[Any]]:
     """A class and all below it, also those defined elsewhere, by :func:`type_name`."""
-    found = {type_name(base): base}
+    below: dict[str, type[Any]] = {}
     for subclass in base.__subclasses__():
-        found |= subclasses(subclass)
-    return found
+        below |= subclasses(subclass)
+    return below | {type_name(base): base}  # and not what torch.export derives from it under the same name
 
 
 def config_from_dict(data: Mapping[str, Any]) -> AutoencoderConfig:

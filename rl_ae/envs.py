@@ -147,6 +147,19 @@ def make_pixel_env(
     return TransformReward(stacked, lambda reward: pixels.reward_scale * float(reward))
 
 
+def wrap_pixels(env: gym.Env[Any, Any], **pixels: Any) -> gym.Env[Frame, Any]:
+    """:func:`make_pixel_env` for whoever names a wrapper and its arguments: ``make_vec_env``, or rl-baselines3-zoo.
+
+    Args:
+        env: An environment.
+        **pixels: Fields of :class:`PixelConfig`.
+
+    Raises:
+        ValueError: As :func:`make_pixel_env`.
+    """
+    return make_pixel_env(env, PixelConfig(**pixels))
+
+
 #: What an id or an entry point contains → the extra that installs what the environment needs.
 _EXTRAS = {
     "envs.box2d": "box2d",

@@ -121,8 +121,8 @@ def is_pretrained(autoencoder: Any) -> bool:
     return isinstance(autoencoder, Path)
 
 
-def load_pretrained(path: str | Path, observation_shape: ObservationShape) -> Autoencoder:
-    """A saved autoencoder for observations of one shape.
+def load_pretrained(path: str | Path, observation_shape: ObservationShape | None = None) -> Autoencoder:
+    """A saved autoencoder, to train on; for observations of one shape, or of its own.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -134,7 +134,8 @@ def load_pretrained(path: str | Path, observation_shape: ObservationShape) -> Au
         autoencoder = Autoencoder.from_pretrained(path)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"{path} is neither a folder nor a saved autoencoder on the Hub: {error}") from error
-    autoencoder.config.for_shape(observation_shape)
+    if observation_shape is not None:
+        autoencoder.config.for_shape(observation_shape)
     return autoencoder.train()
 
 

@@ -48,6 +48,17 @@ def dot_env():
     return DotEnv()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def logs_of_sb3(tmp_path_factory):
+    """A folder for Stable-Baselines3's logger, which else makes a new one in the system's for every agent that learns.
+
+    Processes that tests start inherit it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """In continuous integration only a missing GPU excuses a skipped test."""

@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +28,9 @@ from rl_ae.sb3 import SACAE
 from rl_ae.sb3.callbacks import read_curve
 from rl_ae.sb3.checkpoint import load_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, RandomPolicy, play_episode
+from rl_ae.sb3.export import OnnxPolicy
 from rl_ae.sb3.run_config import PENDULUM, PRESETS, AgentConfig, RunConfig
-from rl_ae.sb3.runs import train_run
+from rl_ae.sb3.runs import Run, train_run
 
 SMALL = (
     "--size 24 24 --grayscale --learning-starts 20 --batch-size 8 --autoencoder rae_compact "
@@ -419,7 +422,7 @@ def test_bad_frames_are_one_line(tmp_path, monkeypatch):
 
 def test_a_runs_autoencoder_is_exported_for_another_agent(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli.main(["export", str(finished), "deep/autoencoder"])
+    cli.main(["export", str(finished), "deep/autoencoder", "--no-onnx"])
     assert {path.name for path in Path("deep").iterdir()} == {"autoencoder"}
     trained = load_agent(finished / "checkpoint", device="cpu", buffer_size=1).policy.autoencoder
     exported = Autoencoder.from_pretrained("deep/autoencoder")
@@ -432,6 +435,23 @@ def test_a_runs_autoencoder_is_exported_for_another_agent(finished, tmp_path, mo
         "CnnPolicy", DotEnv((3, 24, 24)), autoencoder="deep/autoencoder", buffer_size=5, policy_kwargs=policy_kwargs
     )
     assert all(torch.equal(tensor, state[name]) for name, tensor in agent.policy.autoencoder.state_dict().items())
+
+
+def test_a_runs_policy_acts_without_its_agent(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    cli.main(["export", str(run)])
+    printed = capsys.readouterr().out
+    names = {"README.md", "config.json", "model.safetensors", "policy.onnx"}
+    assert {path.name for path in (run / "export").iterdir()} == names
+    agent, policy = load_agent(run / "checkpoint", device="cpu"), OnnxPolicy(run / "export/policy.onnx")
+    frames = play_episode(agent, Run(run).read_config().make_env(), FIRST_START_SEED).observations
+    expected = agent.predict(frames, deterministic=True)[0]
+    np.testing.assert_allclose(policy.predict(frames)[0], expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected) > 1e-4  # it looks at the frames
+    pattern = rf"{run}/export/policy.onnx: .* one observation takes ([\d.]+) ms, and ([\d.]+) ms in predict"
+    assert all(0.0 < float(number) < 1e4 for number in re.search(pattern, printed).groups())
+    with pytest.raises(SystemExit, match="export exists: choose another folder"):
+        cli.main(["export", str(run)])
 
 
 def test_an_export_overwrites_nothing(finished, tmp_path, monkeypatch):
@@ -450,10 +470,17 @@ def test_an_export_overwrites_nothing(finished, tmp_path, monkeypatch):
         (Path(folder) / "config.json").write_text("half")
         raise OSError("disk full")
 
+    def refuse(*arguments):
+        raise ValueError("the actions differ")
+
     with monkeypatch.context() as patch:
         patch.setattr(Autoencoder, "save_pretrained", fail)
         with pytest.raises(SystemExit, match="disk full"):
             cli.main(["export", str(finished), "empty"])
-    assert {path.name for path in tmp_path.rglob("*")} == {"file", "empty"}
-    cli.main(["export", str(finished), "empty"])
+    with monkeypatch.context() as patch:
+        patch.setattr("rl_ae.sb3.export.export_onnx", refuse)
+        with pytest.raises(SystemExit, match="the actions differ"):
+            cli.main(["export", str(finished), "empty"])
+        assert {path.name for path in tmp_path.rglob("*")} == {"file", "empty"}
+        cli.main(["export", str(finished), "empty", "--no-onnx"])
     assert Autoencoder.from_pretrained("empty").latent_dim == 8

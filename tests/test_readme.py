@@ -15,7 +15,11 @@ SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.
 
 
 def shortened(code):
-    """THE ONE RULE: step counts shrink. `learn(N` and `--steps N` to 24 (26 on resuming), `learning_starts` to 20."""
+    """THE ONE RULE: step counts shrink.
+
+    `learn(N`, `-n N` and `--steps N` to 24 (26 on resuming), `learning_starts` to 20.
+    """
+    code = re.sub(r"(?<= -n )\d+", "24", code)
     code = re.sub(r"(?<=learn\()[\d_]+", "24", code)
     code = re.sub(r"(?<=learning_starts=)[\d_]+", "20", code)
     code = re.sub(r"(?<=--learning-starts )\d+", "20", code)
@@ -39,6 +43,8 @@ def test_shell(tmp_path):
         program, *arguments = shlex.split(shortened(line))
         if program == "make":  # .ci/run makes these targets for real; here, that they exist
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        elif program == "python":
+            subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
         else:
             assert program == "rl-ae"
             subprocess.run([sys.executable, "-m", "rl_ae.cli", *arguments], cwd=tmp_path, check=True)

@@ -6,13 +6,16 @@ from rl_ae.sb3.extractor import AutoencoderExtractor
 from rl_ae.sb3.policies import SACAEPolicy, TD3AEPolicy
 from rl_ae.sb3.sac_ae import SACAE
 from rl_ae.sb3.td3_ae import TD3AE
+from rl_ae.sb3.wrappers import LatentObservation, VecLatentObservation
 
 __all__ = [
     "SACAE",
     "TD3AE",
     "AutoencoderExtractor",
     "AuxiliaryLossCallback",
+    "LatentObservation",
     "NonFiniteError",
     "SACAEPolicy",
     "TD3AEPolicy",
+    "VecLatentObservation",
 ]

@@ -1,4 +1,4 @@
-"""What ``rl-ae show`` and ``rl-ae export`` do: the autoencoder of a run, or a saved one, drawn or saved.
+"""What ``rl-ae show`` does: the autoencoder of a run, or a saved one, drawn.
 
 A run brings its frames along: its agent plays an episode in its environment. A saved autoencoder is shown the frames of
 an environment that is played at random, or of files.
@@ -7,8 +7,6 @@ an environment that is played at random, or of files.
 import contextlib
 import dataclasses
 import functools
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -110,29 +108,6 @@ def load_subject(folder: Path) -> Subject:
         )
     config, agent = run.read_config(), load_agent(run.checkpoint, device="cpu", buffer_size=1)
     return Subject(agent.policy.autoencoder, config, agent)
-
-
-def export_autoencoder(run: Path, folder: Path) -> None:
-    """Save the autoencoder of a run's checkpoint with ``save_pretrained``, all at once or not at all.
-
-    Args:
-        run: The run's folder.
-        folder: Where to; must be empty if it exists.
-
-    Raises:
-        ValueError: If the run is none or has no checkpoint, or the folder holds something.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists: choose another folder")
-    Run(run).read()
-    autoencoder = load_agent(Run(run).checkpoint, device="cpu", buffer_size=1).policy.autoencoder
-    folder = folder.resolve()  # "." has no name to be beside of
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        autoencoder.save_pretrained(temporary)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def show(

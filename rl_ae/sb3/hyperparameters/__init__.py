@@ -1,0 +1,1 @@
+"""Settings for rl-baselines3-zoo, one file an algorithm; see :mod:`rl_ae.sb3.zoo`."""
