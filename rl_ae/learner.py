@@ -1,9 +1,10 @@
 """Learner: the one place where an autoencoder's losses are weighed, summed and stepped."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rl_ae.adversary import Adversary
-from rl_ae.autoencoders import Autoencoder
+from rl_ae.autoencoders import Autoencoder, Encoder
 from rl_ae.losses import LossBreakdown
 from rl_ae.pixels import dequantize, to_unit
 from rl_ae.precision import autocast, check_precision
@@ -66,6 +67,28 @@ class RepresentationLearner:
         )
         self.step = 0
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that step on the weighted losses: the encoder's and the decoder's."""
+        return [self.encoder_optimizer, self.decoder_optimizer]
+
+    def for_encoder(self, encoder: Encoder) -> Self:
+        """A learner of another encoder through the same decoder.
+
+        Decoder, its optimizer, loss and adversary are this learner's own, and every update of either learner moves
+        them; encoder, its optimizer and the step are the other's.
+
+        Args:
+            encoder: Of the same architecture, on the same device.
+        """
+        learner = copy.copy(self)
+        learner.autoencoder = type(self.autoencoder)(config=self.autoencoder.config, encoder=encoder)
+        learner.autoencoder.decoder, learner.autoencoder.output = self.autoencoder.decoder, self.autoencoder.output
+        learning_rate = self.encoder_optimizer.param_groups[0]["lr"]
+        learner.encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+        learner.step = 0
+        return learner
+
     def target(self, observations: Tensor) -> Tensor:
         """What the decoder is to return for images (B, C, H, W) in [0, 1]: the same shape, fewer bits, fresh noise."""
         return observations if self.target_bits is None else dequantize(observations, self.target_bits)
@@ -88,11 +111,10 @@ class RepresentationLearner:
             ValueError: If they do not have the autoencoder's shape, or the loss refuses them.
         """
         breakdown, latent, z = self._losses(observations, target, n_data)
-        optimizers = (self.encoder_optimizer, self.decoder_optimizer)
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         (self.scale * breakdown.total).backward()
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         self.autoencoder.after_update(latent)
         metrics = self._metrics(breakdown)
@@ -163,7 +185,7 @@ class RepresentationLearner:
                 raise ValueError(f"{name} must be ≥ 1, got {number}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be ≥ 1, got {steps}")
-        batches = _passes(data, epochs if steps is None else None, batch_size, generator)
+        batches = passes(data, epochs if steps is None else None, batch_size, generator)
         planned = steps
         if isinstance(data, Tensor | np.ndarray):
             n_data = len(data) if n_data is None else n_data
@@ -219,13 +241,73 @@ class RepresentationLearner:
             part.load_state_dict(state[name])
 
 
-def _passes(
+class DictLearner:
+    """Learners of observations that come together, two cameras and a vector say: one for each, by name.
+
+    Args:
+        learners: By the name of what they reconstruct.
+    """
+
+    def __init__(self, learners: Mapping[str, RepresentationLearner]) -> None:
+        self.learners = dict(learners)
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return next(iter(self.learners.values())).step
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of all learners."""
+        return [optimizer for learner in self.learners.values() for optimizer in learner.optimizers]
+
+    def target(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the decoders are to return, by name; see :meth:`RepresentationLearner.target`."""
+        return {name: learner.target(observations[name]) for name, learner in self.learners.items()}
+
+    def update(
+        self, observations: Mapping[str, Tensor], targets: Mapping[str, Tensor] | None = None, n_data: int | None = None
+    ) -> dict[str, Tensor]:
+        """Take one gradient step of every learner; arguments and errors as :meth:`RepresentationLearner.update`.
+
+        Returns:
+            Every learner's metrics as ``"<name>/<metric>"``, and the sum of their totals as ``"total"``.
+        """
+        targets = self.target(observations) if targets is None else targets
+        metrics: dict[str, Tensor] = {}
+        totals = []
+        for name, learner in self.learners.items():
+            own = learner.update(observations[name], targets[name], n_data)
+            totals.append(own["total"])
+            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+        return {**metrics, "total": torch.stack(totals).sum()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every learner's state, by name."""
+        return {name: learner.state_dict() for name, learner in self.learners.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore :meth:`state_dict`; arguments and errors as :meth:`RepresentationLearner.load_state_dict`."""
+        if state.keys() != self.learners.keys():
+            raise ValueError(f"expected the entries {sorted(self.learners)}, got {sorted(state)}")
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state[name], strict)
+
+
+def passes(
     data: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
     epochs: int | None,
     batch_size: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Tensor | np.ndarray]:
-    """Batches of so many passes over data in memory, or over an iterable; without end if ``None``."""
+    """Shuffled batches of data in memory, or an iterable's own, over some passes.
+
+    Args:
+        data: Observations (N, ...), or an iterable of batches of them.
+        epochs: Passes; without end if ``None``.
+        batch_size: Observations a batch, for data in memory; a single one that is left over joins the batch before.
+        generator: Of the shuffling, on the CPU; torch's global one if omitted.
+    """
     for _ in itertools.count() if epochs is None else range(epochs):
         empty = True
         if isinstance(data, Tensor | np.ndarray):

@@ -30,6 +30,17 @@ def to_unit(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
 
 
+def scale_range(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scale images with bounds of their own, depth in metres say, to [0, 1].
+
+    Args:
+        values: (B, C, H, W) in [``low``, ``high``], floating point.
+        low: What becomes 0; broadcastable to (C, H, W).
+        high: What becomes 1.
+    """
+    return (values - low) / (high - low)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Turn images in [0, 1] into displayable ``uint8`` frames, clipping what lies outside."""
     return (images.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)

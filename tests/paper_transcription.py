@@ -1,4 +1,4 @@
-"""SAC-AE's update, written down from the paper's equations (arXiv 1910.01741) with torch alone.
+"""SAC-AE and TD3-AE's updates, from the papers' equations (arXiv 1910.01741, 1802.09477) with torch alone.
 
 An independent witness for the parity test: it builds its own modules, takes each loss's gradient with respect to the
 parameters which that loss may train, and steps Adam on them. Nothing of rl_ae is imported.
@@ -154,6 +154,78 @@ class PaperSACAE:
             ]
             with torch.no_grad():
                 for online, slow, rate in pairs:
+                    for parameter, slow_parameter in zip(online.parameters(), slow.parameters(), strict=True):
+                        slow_parameter.copy_(rate * parameter + (1 - rate) * slow_parameter)
+
+        if index % decoder_every == 0:
+            latent = self.online.head(self.online.convs(observations))
+            reconstruction_loss = F.mse_loss(self.decoder(latent), targets - 0.5)
+            losses["ae_loss"] = reconstruction_loss + 1e-6 * (0.5 * latent.pow(2).sum(dim=1)).mean()
+            self.step(losses["ae_loss"], "encoder", "decoder")
+        return losses
+
+
+class PaperTD3AE(PaperSACAE):
+    """The same networks with a deterministic actor, a target actor on the target's convolutions, and TD3's update."""
+
+    def __init__(self, channels, size, actions, filters, latent_dim, hidden):
+        super().__init__(channels, size, actions, filters, latent_dim, hidden)
+        features = self.actor_head[0].in_features
+        self.actor_mlp, self.target_actor_mlp = (mlp(latent_dim, hidden, actions) for _ in range(2))
+        self.target_actor_head = head(features, latent_dim)
+
+    def modules(self):
+        shared = {name: module for name, module in super().modules().items() if not name.startswith("actor")}
+        return shared | {
+            "actor_head": self.actor_head,
+            "actor_mlp": self.actor_mlp,
+            "target_actor_head": self.target_actor_head,
+            "target_actor_mlp": self.target_actor_mlp,
+        }
+
+    def make_optimizers(self):
+        group = {name: list(module.parameters()) for name, module in self.modules().items()}
+        self.groups = {
+            "encoder": group["trunk"] + group["critic_head"],
+            "critic": group["trunk"] + group["critic_head"] + group["q0"] + group["q1"],
+            "actor": group["actor_head"] + group["actor_mlp"],
+            "decoder": group["decoder"],
+        }
+        decay = {"encoder": 0.0, "critic": 0.0, "actor": 0.0, "decoder": 1e-7}
+        self.optimizers = {
+            name: torch.optim.Adam(parameters, lr=1e-3, weight_decay=decay[name])
+            for name, parameters in self.groups.items()
+        }
+
+    def update(self, index, batch, noise, policy_delay, decoder_every, tau=0.005, encoder_tau=0.05):
+        observations, actions, next_observations, rewards, dones, discounts, targets = batch
+        losses = {}
+
+        with torch.no_grad():
+            features = self.target.convs(next_observations)
+            smoothing = torch.clip(0.2 * noise, -0.5, 0.5)
+            next_action = torch.tanh(self.target_actor_mlp(self.target_actor_head(features))) + smoothing
+            next_action = torch.clip(next_action, -1, 1)
+            value = torch.minimum(*self.values(self.target_q, self.target.head(features), next_action))
+            target = rewards + (1 - dones) * discounts * value
+        latent = self.online.head(self.online.convs(observations))
+        losses["critic_loss"] = sum(F.mse_loss(q, target) for q in self.values(self.q, latent, actions))
+        self.step(losses["critic_loss"], "critic")
+
+        if index % policy_delay == 0:
+            features = self.online.convs(observations).detach()
+            action = torch.tanh(self.actor_mlp(self.actor_head(features)))
+            losses["actor_loss"] = -self.values(self.q[:1], self.online.head(features), action)[0].mean()
+            self.step(losses["actor_loss"], "actor")
+            with torch.no_grad():
+                for online, slow, rate in (
+                    (self.q[0], self.target_q[0], tau),
+                    (self.q[1], self.target_q[1], tau),
+                    (self.actor_mlp, self.target_actor_mlp, tau),
+                    (self.online.convs, self.target.convs, encoder_tau),
+                    (self.online.head, self.target.head, encoder_tau),
+                    (self.actor_head, self.target_actor_head, encoder_tau),
+                ):
                     for parameter, slow_parameter in zip(online.parameters(), slow.parameters(), strict=True):
                         slow_parameter.copy_(rate * parameter + (1 - rate) * slow_parameter)
 

@@ -204,7 +204,7 @@ def test_damage_is_named(tmp_path):
         "list": (("state.json", b"[]"), "not a checkpoint of rl_ae"),
         "format": (
             ("state.json", json.dumps({**state, "format": 2}).encode()),
-            "expected format 1 of SACAE, got format 2",
+            r"expected format 1 of \['SACAE', 'TD3AE'\], got format 2",
         ),
         "algorithm": (("state.json", json.dumps({**state, "algorithm": "TD3AE"}).encode()), "got format 1 of TD3AE"),
         "missing chunk": ((chunk, None), "is incomplete: state.json names"),

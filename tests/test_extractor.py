@@ -7,7 +7,7 @@ from stable_baselines3 import PPO, SAC
 
 from rl_ae import ConvConfig, RAEConfig, create_autoencoder
 from rl_ae.sb3 import AutoencoderExtractor
-from rl_ae.sb3.extractor import image_shape
+from rl_ae.sb3.observations import image_shape
 
 CONFIG = RAEConfig(latent_dim=8, conv=ConvConfig(filters=(8, 8), strides=(2, 2), padding=1))
 POLICY_KWARGS = {

@@ -1,4 +1,4 @@
-"""One update of SACAE against an independent transcription of the paper, and planted faults that must be noticed."""
+"""Updates of SACAE and TD3AE against an independent transcription of the papers, and faults that must be noticed."""
 
 import contextlib
 from unittest.mock import patch
@@ -6,14 +6,27 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import DotEnv
-from paper_transcription import PaperSACAE
+from paper_transcription import PaperSACAE, PaperTD3AE
 
 from rl_ae import ConvConfig, RAEConfig
-from rl_ae.sb3 import SACAE
-from rl_ae.sb3.sac_ae import Batch, Noise
+from rl_ae.sb3 import SACAE, TD3AE
+from rl_ae.sb3.agent import Batch
+from rl_ae.sb3.sac_ae import Noise
 
 CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN, BATCH = 3, 20, 2, 4, 6, 16, 8
-INTERVALS = {"actor": 1, "target": 1, "decoder": 2}
+#: Arguments of the agent by those of the transcription's update.
+INTERVALS = {
+    PaperSACAE: {
+        "actor_every": ("actor_update_interval", 1),
+        "target_every": ("target_update_interval", 1),
+        "decoder_every": ("decoder_update_interval", 2),
+    },
+    PaperTD3AE: {"policy_delay": ("policy_delay", 2), "decoder_every": ("decoder_update_interval", 3)},
+}
+
+
+def paper_of(cls):
+    return PaperTD3AE if issubclass(cls, TD3AE) else PaperSACAE
 
 
 def make_agent(cls=SACAE):
@@ -23,14 +36,13 @@ def make_agent(cls=SACAE):
         DotEnv((CHANNELS, SIZE, SIZE), ACTIONS),
         autoencoder=RAEConfig(latent_dim=LATENT, conv=ConvConfig(filters=(FILTERS,) * 4)),
         policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
-        actor_update_interval=INTERVALS["actor"],
-        target_update_interval=INTERVALS["target"],
-        decoder_update_interval=INTERVALS["decoder"],
         buffer_size=10,
         device="cpu",
+        **dict(INTERVALS[paper_of(cls)].values()),
     )
     agent.policy.double()
-    agent.log_ent_coef.data = agent.log_ent_coef.data.double()
+    if isinstance(agent, SACAE):
+        agent.log_ent_coef.data = agent.log_ent_coef.data.double()
     with torch.no_grad():  # leave the initialisation's zeros, behind which faults could hide
         for parameter in agent.policy.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -40,7 +52,7 @@ def make_agent(cls=SACAE):
 
 def agent_modules(agent):
     critic, target, actor = agent.critic, agent.critic_target, agent.actor
-    return {
+    modules = {
         "trunk": critic.features_extractor.encoder.trunk,
         "critic_head": critic.features_extractor.encoder.head,
         "target_trunk": target.features_extractor.encoder.trunk,
@@ -50,17 +62,22 @@ def agent_modules(agent):
         "target_q0": target.qf0,
         "target_q1": target.qf1,
         "actor_head": actor.features_extractor.encoder.head,
-        "actor_hidden": actor.latent_pi,
-        "actor_mean": actor.mu,
-        "actor_log_std": actor.log_std,
         "decoder": agent.policy.autoencoder.decoder,
+    }
+    if isinstance(agent, SACAE):
+        return modules | {"actor_hidden": actor.latent_pi, "actor_mean": actor.mu, "actor_log_std": actor.log_std}
+    slow_actor = agent.actor_target
+    return modules | {
+        "actor_mlp": actor.mu,
+        "target_actor_head": slow_actor.features_extractor.encoder.head,
+        "target_actor_mlp": slow_actor.mu,
     }
 
 
 def make_paper(agent):
     torch.set_default_dtype(torch.float64)
     try:
-        paper = PaperSACAE(CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN)
+        paper = paper_of(type(agent))(CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -69,7 +86,8 @@ def make_paper(agent):
             for parameter, source in zip(own, module.parameters(), strict=True):
                 assert parameter.shape == source.shape
                 parameter.copy_(source)
-    paper.log_alpha = agent.log_ent_coef.detach().clone().requires_grad_(True)
+    if isinstance(agent, SACAE):
+        paper.log_alpha = agent.log_ent_coef.detach().clone().requires_grad_(True)
     paper.make_optimizers()
     return paper
 
@@ -94,32 +112,39 @@ def make_batch(seed):
     return batch, noise
 
 
-def assert_parity(cls, updates=3):
+def compare(actual, expected, name):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12, msg=lambda text: f"{name}: {text}")
+
+
+def assert_parity(cls, updates=5):
     """Losses, parameters and the gradients left behind agree after every update."""
     agent = make_agent(cls)
     paper = make_paper(agent)
-    close = {"rtol": 1e-9, "atol": 1e-12}
+    intervals = {argument: interval for argument, (_, interval) in INTERVALS[type(paper)].items()}
     for index in range(updates):
         batch, noise = make_batch(index)
+        noise = noise if isinstance(agent, SACAE) else 4.0 * noise.next_action  # far enough to be clipped
         metrics = agent.update(batch, noise)
-        losses = paper.update(index, batch, noise, INTERVALS["actor"], INTERVALS["target"], INTERVALS["decoder"])
+        losses = paper.update(index, batch, noise, **intervals)
         assert losses.keys() <= metrics.keys()
         for name, loss in losses.items():
-            torch.testing.assert_close(metrics[name], loss.detach(), **close, msg=lambda m, n=name: f"{n}: {m}")
-        torch.testing.assert_close(agent.log_ent_coef, paper.log_alpha, **close)
-        torch.testing.assert_close(agent.log_ent_coef.grad, paper.log_alpha.grad, **close)
+            compare(metrics[name], loss.detach(), name)
+        if isinstance(agent, SACAE):
+            compare(agent.log_ent_coef, paper.log_alpha, "temperature")
+            compare(agent.log_ent_coef.grad, paper.log_alpha.grad, "temperature")
         for name, module in agent_modules(agent).items():
             expected = list(paper.modules()[name].parameters())
             for parameter, other in zip(module.parameters(), expected, strict=True):
-                torch.testing.assert_close(parameter.data, other.data, **close, msg=lambda m, n=name: f"{n}: {m}")
+                compare(parameter.data, other.data, name)
                 if other.grad is None:
                     assert parameter.grad is None
                 else:
-                    torch.testing.assert_close(parameter.grad, other.grad, **close, msg=lambda m, n=name: f"{n}: {m}")
+                    compare(parameter.grad, other.grad, name)
 
 
-def test_updates_equal_the_transcription():
-    assert_parity(SACAE)
+@pytest.mark.parametrize("cls", [SACAE, TD3AE])
+def test_updates_equal_the_transcription(cls):
+    assert_parity(cls)
 
 
 class HalvedMSE(SACAE):
@@ -193,6 +218,59 @@ class ActorTrainsTrunk(TrunkNotDetached):
         self.actor.optimizer.add_param_group({"params": list(trunk.parameters())})
 
 
+class UnclippedNoise(TD3AE):
+    def update(self, batch, noise=None):
+        self.target_noise_clip = 10.0
+        return super().update(batch, noise)
+
+
+class NoSmoothing(TD3AE):
+    def _smoothed_actions(self, features, noise):
+        return super()._smoothed_actions(features, torch.zeros_like(noise))
+
+
+class UndelayedTargets(TD3AE):
+    def _update_representation(self, batch):
+        self._update_targets()
+        return super()._update_representation(batch)
+
+
+class TargetTrunkMovesTwice(TD3AE):
+    def _update_targets(self):
+        super()._update_targets()
+        online, target = (part.features_extractor.encoder.trunk for part in (self.actor, self.actor_target))
+        self._update_target_encoder(online, target)
+
+
+class TargetActorAtTheEncodersRate(TD3AE):
+    def _update_targets(self):
+        self.tau, tau = self.encoder_tau, self.tau
+        super()._update_targets()
+        self.tau = tau
+
+
+class OnlineTrunkForTheTarget(TD3AE):
+    def _smoothed_actions(self, features, noise):
+        return super()._smoothed_actions(self.critic.features_extractor.trunk(self.batch.next_observations), noise)
+
+    def update(self, batch, noise=None):
+        self.batch = batch
+        return super().update(batch, noise)
+
+
+class BothCriticsInTheActorsLoss(TD3AE):
+    def _update_actor(self, observations):
+        frozen = self.critic.frozen_q_values
+        with patch.object(self.critic, "frozen_q_values", lambda latent, actions, critics: frozen(latent, actions)):
+            return super()._update_actor(observations)
+
+
+class DeterministicActorTrainsTrunk(TD3AE):
+    def _update_actor(self, observations):
+        with patch.object(torch, "no_grad", contextlib.nullcontext):
+            return super()._update_actor(observations)
+
+
 @contextlib.contextmanager
 def scaled_backward(factor):
     backward = torch.Tensor.backward
@@ -211,6 +289,14 @@ def scaled_backward(factor):
         (TargetKeepsGradient, "^actor_loss"),
         (TrunkNotDetached, "^trunk"),
         (ActorTrainsTrunk, "^ae_loss|^trunk"),
+        (UnclippedNoise, "^critic_loss"),
+        (NoSmoothing, "^critic_loss"),
+        (UndelayedTargets, "^target_trunk|^ae_loss|^critic_loss"),
+        (TargetTrunkMovesTwice, "^target_trunk"),
+        (TargetActorAtTheEncodersRate, "^target_"),
+        (OnlineTrunkForTheTarget, "^critic_loss"),
+        (BothCriticsInTheActorsLoss, "^actor_loss"),
+        (DeterministicActorTrainsTrunk, "^trunk"),
     ],
 )
 def test_planted_faults_are_noticed(fault, first_difference):

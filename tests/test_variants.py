@@ -1,4 +1,4 @@
-"""Every variant learns: by itself and inside SACAE."""
+"""Every variant learns: by itself and inside SACAE and TD3AE."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from rl_ae.latents import GaussianLatent
 from rl_ae.losses import VAELoss, active_units
 from rl_ae.networks import TanhProjection
 from rl_ae.pixels import to_unit
-from rl_ae.sb3 import SACAE, AutoencoderExtractor, SACAEPolicy
+from rl_ae.sb3 import SACAE, TD3AE, AutoencoderExtractor, SACAEPolicy
 
 #: Pendulum, as the demo sees it but smaller, its rewards of down to -16 unscaled.
 PIXELS = PixelConfig(size=(32, 32), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390))
@@ -172,11 +172,12 @@ def frames():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_variant_learns_inside_sac_ae(name, frames):
+@pytest.mark.parametrize("algorithm", [SACAE, TD3AE])
+def test_every_variant_learns_inside_an_agent(algorithm, name, frames, tmp_path):
     """In 200 updates the loss on fixed frames falls by 30 %, and two dimensions or codes are active."""
     torch.manual_seed(0)
     config = dataclasses.replace(small(name), input_centre=1.0)  # the background is white
-    model = SACAE(
+    model = algorithm(
         "CnnPolicy",
         make_pixel_env("Pendulum-v1", PIXELS),
         autoencoder=config,
@@ -205,8 +206,10 @@ def test_every_variant_learns_inside_sac_ae(name, frames):
         assert len(latent.indices.unique()) >= 2
     else:
         assert active_units(latent.mode) >= 2
-    actions = [model.predict(frames[:2].mul(255).byte().numpy(), deterministic=True)[0] for _ in range(2)]
-    assert np.array_equal(*actions)
+    model.save(tmp_path / "agent")
+    agents = (model, model, algorithm.load(tmp_path / "agent"))
+    actions = [agent.predict(frames[:2].mul(255).byte().numpy(), deterministic=True)[0] for agent in agents]
+    assert np.array_equal(actions[0], actions[1]) and np.array_equal(actions[0], actions[2])
     if isinstance(latent, GaussianLatent):
         assert torch.equal(model.critic.features_extractor(frames), latent.mu)
 
@@ -263,7 +266,8 @@ def test_the_critic_normalises_a_latent_that_nothing_bounds():
     expected = agent.critic.q_values(agent.critic.features_extractor(to_unit(frames)), actions[:1])
     assert torch.allclose(torch.cat([first, second], dim=1), expected)
     assert torch.equal(agent.critic.q1_forward(frames, actions[:1]), first)
-    assert isinstance(dot_agent(autoencoder="rae").critic.normalize, torch.nn.Identity)
+    bounded = 50.0 * torch.randn(4, 50)
+    assert dot_agent(autoencoder="rae").critic.normalize(bounded) is bounded
 
 
 @pytest.mark.parametrize("name", ["vae", "sqvae", "vqvae"])

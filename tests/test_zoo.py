@@ -18,10 +18,11 @@ SCRIPT = """
 import inspect, json, torch
 torch.set_num_threads(1)
 from rl_ae.sb3 import zoo
-from rl_ae.sb3.hyperparameters.sac_ae import hyperparams
+from rl_ae.sb3.hyperparameters import sac_ae, td3_ae
 import gymnasium, rl_zoo3, shimmy
 
-known = {"n_timesteps", "n_envs", "env_kwargs", "env_wrapper", *inspect.signature(zoo.ALGORITHMS["sac_ae"]).parameters}
+of_the_zoo = {"n_timesteps", "n_envs", "env_kwargs", "env_wrapper"}
+files = {"sac_ae": sac_ae.hyperparams, "td3_ae": td3_ae.hyperparams}
 try:
     zoo.main(["plot"])
 except SystemExit as exit:
@@ -30,11 +31,16 @@ ours = "--algo sac_ae --env E"
 commands = ("--algo sac", f"{ours} --conf-file mine.yml", f"{ours} --env-kwargs g:5", ours)
 print("FACTS", json.dumps({
     "algorithms": [name for name, cls in rl_zoo3.ALGOS.items() if zoo.ALGORITHMS.get(name) is cls],
-    "unknown settings": sorted({name for settings in hyperparams.values() for name in settings} - known),
-    "unknown environments": sorted(set(hyperparams) - set(gymnasium.registry) - {"default"}),
+    "unknown settings": [
+        f"{algorithm}: {name}"
+        for algorithm, hyperparams in files.items()
+        for name in set().union(*hyperparams.values()) - of_the_zoo
+        if name not in inspect.signature(zoo.ALGORITHMS[algorithm]).parameters
+    ],
+    "unknown environments": sorted(set().union(*files.values()) - set(gymnasium.registry) - {"default"}),
     "message": message,
     "flags": [zoo._settings_flags(command.split()) for command in commands],
-    "steps": {env: settings["n_timesteps"] for env, settings in hyperparams.items()},
+    "steps": {env: settings["n_timesteps"] for env, settings in sac_ae.hyperparams.items()},
 }))
 run = ["--algo", "sac_ae", "--env", "Pendulum-v1", "-f", "logs", "--seed", "1"]
 zoo.main(["train", *run, "-n", "24", "--eval-freq", "24", "--eval-episodes", "1", "--hyperparams", *SETTINGS])
@@ -55,7 +61,7 @@ def zoo_run(tmp_path_factory):
 
 def test_our_algorithms_and_settings_are_known(zoo_run):
     facts = json.loads(re.search("^FACTS (.*)$", zoo_run[1], re.MULTILINE)[1])
-    assert facts["algorithms"] == ["sac_ae"]
+    assert facts["algorithms"] == ["sac_ae", "td3_ae"]
     assert facts["unknown settings"] == facts["unknown environments"] == []
     assert facts["message"] == "usage: python -m rl_ae.sb3.zoo {train,enjoy} …, got 'plot'"
     file = str(Path(rl_ae.__file__).parent / "sb3/hyperparameters/sac_ae.py")
@@ -72,7 +78,8 @@ def test_an_agent_is_trained_saved_evaluated_and_played(zoo_run):
     assert (model.num_timesteps, model._n_updates) == (24, 1 + 4)
     assert (model.batch_size, model.train_freq.frequency, model.actor_update_interval) == (4, 2, 1)  # given; shipped
     assert model.policy.net_arch == [8]
-    assert (model.autoencoder_config.input_centre, model.autoencoder_config.output_centre) == (1.0, 1.0)
+    config = model.policy.autoencoder.config
+    assert (config.input_centre, config.output_centre) == (1.0, 1.0)
     assert model.observation_space.shape == (3, 48, 48)
 
     evaluated = np.load(folder / "evaluations.npz")

@@ -1,15 +1,21 @@
 """Autoencoders inside Stable-Baselines3 agents."""
 
+from rl_ae.sb3.agent import NonFiniteError
+from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.extractor import AutoencoderExtractor
-from rl_ae.sb3.policies import SACAEPolicy
-from rl_ae.sb3.sac_ae import SACAE, NonFiniteError
+from rl_ae.sb3.policies import SACAEPolicy, TD3AEPolicy
+from rl_ae.sb3.sac_ae import SACAE
+from rl_ae.sb3.td3_ae import TD3AE
 from rl_ae.sb3.wrappers import LatentObservation, VecLatentObservation
 
 __all__ = [
     "SACAE",
+    "TD3AE",
     "AutoencoderExtractor",
+    "AuxiliaryLossCallback",
     "LatentObservation",
     "NonFiniteError",
     "SACAEPolicy",
+    "TD3AEPolicy",
     "VecLatentObservation",
 ]

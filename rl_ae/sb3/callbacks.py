@@ -14,10 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
+from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.checkpoint import CheckpointWriter
 from rl_ae.sb3.evaluation import compare, spread_observations
 from rl_ae.sb3.pictures import write_atomically
-from rl_ae.sb3.sac_ae import SACAE
 
 Row = dict[str, float]
 _COUNTS = ("step", "frames", "episodes")
@@ -41,7 +41,7 @@ class LearningCurve(BaseCallback):
         rows: Rows of earlier sessions.
     """
 
-    model: SACAE
+    model: AutoencoderAgent
 
     def __init__(
         self, path: Path, every: int, frames_per_step: int, elapsed: float = 0.0, rows: list[Row] | None = None
@@ -205,7 +205,7 @@ class TensorboardReconstructions(BaseCallback):
         frames: Frames in a picture.
     """
 
-    model: SACAE
+    model: AutoencoderAgent
 
     def __init__(self, every: int, frame_channels: int, frames: int = 8) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Checkpoints(BaseCallback):
         curve: Written with every checkpoint; its seconds are kept in it.
     """
 
-    model: SACAE
+    model: AutoencoderAgent
 
     def __init__(self, writer: CheckpointWriter, every: int, curve: LearningCurve) -> None:
         super().__init__()

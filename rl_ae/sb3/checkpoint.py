@@ -21,11 +21,15 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from rl_ae import generators
+from rl_ae.sb3.agent import AutoencoderAgent, NonFiniteError
 from rl_ae.sb3.pictures import write_atomically
-from rl_ae.sb3.sac_ae import SACAE, NonFiniteError
+from rl_ae.sb3.sac_ae import SACAE
+from rl_ae.sb3.td3_ae import TD3AE
 
 FORMAT = 1
 STATE_FILE = "state.json"
+#: The algorithms by the name that a checkpoint has of them.
+AGENTS: dict[str, type[AutoencoderAgent]] = {agent.__name__: agent for agent in (SACAE, TD3AE)}
 #: Replay rows a file. At 84×84×9 a file is 127 MB.
 CHUNK_ROWS = 1000
 #: Names of a checkpoint's files; no others in its folder are ever deleted.
@@ -43,7 +47,7 @@ class CheckpointWriter:
         self.folder = folder
         self._state: dict[str, Any] = read_state(folder) if (folder / STATE_FILE).exists() else {}
 
-    def save(self, model: SACAE, extra: Mapping[str, Any]) -> None:
+    def save(self, model: AutoencoderAgent, extra: Mapping[str, Any]) -> None:
         """Write a checkpoint.
 
         Args:
@@ -72,7 +76,7 @@ class CheckpointWriter:
         write_atomically(self.folder / STATE_FILE, lambda path: path.write_text(json.dumps(self._state, indent=2)))
         self._delete_unnamed()
 
-    def _save_replay(self, model: SACAE) -> dict[str, Any]:
+    def _save_replay(self, model: AutoencoderAgent) -> dict[str, Any]:
         buffer = model.replay_buffer
         assert buffer is not None
         old = self._state.get("replay", {"pos": 0, "full": False, "chunks": {}})
@@ -117,27 +121,28 @@ def read_state(folder: Path) -> dict[str, Any]:
         names = [state["agent"], state["random"], *state["replay"]["chunks"].values()]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of rl_ae: {error!r}") from error
-    if found != (FORMAT, SACAE.__name__):
-        raise ValueError(f"{path}: expected format {FORMAT} of SACAE, got format {found[0]} of {found[1]}")
+    if found[0] != FORMAT or found[1] not in AGENTS:
+        raise ValueError(f"{path}: expected format {FORMAT} of {sorted(AGENTS)}, got format {found[0]} of {found[1]}")
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ValueError(f"{folder} is incomplete: {STATE_FILE} names {missing}, which are missing")
     return state
 
 
-def load_agent(folder: Path, **kwargs: Any) -> SACAE:
+def load_agent(folder: Path, **kwargs: Any) -> AutoencoderAgent:
     """The agent of a checkpoint, to evaluate or to fine-tune; without its replay buffer.
 
     Args:
         folder: The checkpoint.
-        **kwargs: For ``SACAE.load``: ``env``, ``device``, ``buffer_size`` …
+        **kwargs: For the agent's ``load``: ``env``, ``device``, ``buffer_size`` …
 
     Raises:
         ValueError: If the checkpoint is broken or foreign.
     """
-    return SACAE.load(folder / read_state(folder)["agent"], **kwargs)
+    state = read_state(folder)
+    return AGENTS[state["algorithm"]].load(folder / state["agent"], **kwargs)
 
 
-def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto") -> SACAE:
+def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto") -> AutoencoderAgent:
     """The agent of a checkpoint with its replay buffer and random state, for ``learn(reset_num_timesteps=False)``.
 
     The environment starts a new episode, so the last stored transition of each environment is marked as cut off: no
@@ -152,7 +157,7 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
         ValueError: If the checkpoint is broken or foreign, or its replay buffer is of another shape.
     """
     state = read_state(folder)
-    model = SACAE.load(folder / state["agent"], env=env, device=device)
+    model = AGENTS[state["algorithm"]].load(folder / state["agent"], env=env, device=device)
     assert model.replay_buffer is not None
     _load_replay(model.replay_buffer, state["replay"], folder)
     _mark_boundary(model.replay_buffer)
@@ -165,7 +170,7 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
     return model
 
 
-def _random_state(model: SACAE) -> dict[str, Any]:
+def _random_state(model: AutoencoderAgent) -> dict[str, Any]:
     action_space: Mapping[str, Any] = model.action_space.np_random.bit_generator.state
     return {"global": generators.capture(), "action_space": json.dumps(action_space)}
 

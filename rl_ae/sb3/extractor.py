@@ -1,92 +1,164 @@
-"""Extractor: an autoencoder's encoder as a Stable-Baselines3 features extractor."""
+"""Extractor: the encoders of autoencoders as a Stable-Baselines3 features extractor."""
 
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self, cast
 
-import numpy as np
+import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
-from rl_ae.factory import AutoencoderLike, create_encoder
-from rl_ae.pixels import MIN_IMAGE_SIZE
-
-
-def image_shape(space: spaces.Space[object]) -> tuple[int, int, int]:
-    """The (C, H, W) of an image space, as Stable-Baselines3 hands it to a policy.
-
-    Args:
-        space: ``Box`` of shape (C, H, W), ``uint8`` with bounds [0, 255] or floating point with bounds in [0, 1].
-
-    Raises:
-        ValueError: If the space is not such an image, or is smaller than 8×8 pixels.
-    """
-    expected = "expected images: Box of shape (C, H, W), uint8 in [0, 255] or float in [0, 1]"
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
-        raise ValueError(
-            f"{expected}; got {space}. Render the environment (rl_ae.envs.make_pixel_env) or use SAC with MlpPolicy."
-        )
-    if not is_image_space(space):
-        if not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(f"{expected}; got {space}. Stable-Baselines3 scales only uint8 images in [0, 255].")
-        if np.any(space.low < 0.0) or np.any(space.high > 1.0):
-            raise ValueError(
-                f"{expected}; got floats in [{space.low.min()}, {space.high.max()}]. "
-                "Return uint8 frames, or scale the images and the space's bounds to [0, 1]."
-            )
-        if int(np.argmin(space.shape)) == 2:
-            raise ValueError(f"float images must put their channels first: expected (C, H, W), got {space.shape}")
-    channels, height, width = space.shape
-    if min(height, width) < MIN_IMAGE_SIZE:
-        raise ValueError(
-            f"images must have at least {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} pixels; got shape {space.shape} read as "
-            f"(C, H, W), {height}×{width} pixels"
-        )
-    return channels, height, width
+from rl_ae.factory import create_encoder
+from rl_ae.pixels import scale_range
+from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, bounds, make_views
 
 
 class AutoencoderExtractor(BaseFeaturesExtractor):
-    """The encoder of an autoencoder, for any policy's ``features_extractor_class``.
+    """The encoder of an autoencoder, for any policy's ``features_extractor_class``; for a ``Dict`` one for each part.
 
-    Features are the latent's mode, (B, D). Images arrive in [0, 1], as Stable-Baselines3 scales them; with
-    ``normalize_images=False`` an environment must return floats in [0, 1] itself.
-    In a stock agent the agent's own loss trains the encoder; :class:`~rl_ae.sb3.SACAE` adds the reconstruction.
+    Features are the latent's mode, (B, D). Images arrive in [0, 1], as Stable-Baselines3 scales ``uint8``; images of
+    another type are scaled here by the bounds of their space. Parts of a ``Dict`` follow each other in its order, those
+    without an autoencoder as they are.
+    In a stock agent the agent's own loss trains the encoders; :class:`~rl_ae.sb3.AuxiliaryLossCallback` adds the
+    reconstruction.
 
     Args:
-        observation_space: Image space, see :func:`image_shape`.
+        observation_space: Image space, see :func:`~rl_ae.sb3.observations.image_shape`, or a ``Dict``.
         autoencoder: A name in :data:`~rl_ae.configs.CONFIGS`, a config, a class, or the folder of a saved autoencoder,
-            whose weights are then the start; never a module.
+            whose weights are then the start; never a module. For a ``Dict``: of each image, or a dictionary by name in
+            which ``None`` sends a part straight to the policy.
+        freeze: Let no loss train the encoders.
+
+    Attributes:
+        encoders: By name; ``"observation"`` is the only one where the space is not a ``Dict``.
 
     Raises:
-        ValueError: If the space is not an image, the name is unknown, or a saved autoencoder is for another shape.
+        ValueError: If the space is not an image, a name is unknown, or a saved autoencoder is for another shape.
         TypeError: If ``autoencoder`` is a live module.
     """
 
-    def __init__(self, observation_space: spaces.Box, autoencoder: AutoencoderLike = DEFAULT_AUTOENCODER) -> None:
-        encoder = create_encoder(autoencoder, image_shape(observation_space))
-        super().__init__(observation_space, features_dim=encoder.latent_dim)
-        self.encoder = encoder
+    def __init__(
+        self,
+        observation_space: spaces.Box | spaces.Dict,
+        autoencoder: AutoencodersLike = DEFAULT_AUTOENCODER,
+        freeze: bool = False,
+    ) -> None:
+        views = make_views(observation_space, autoencoder)
+        encoders = {
+            name: create_encoder(view.autoencoder, view.shape)
+            for name, view in views.items()
+            if view.autoencoder is not None
+        }
+        straight = sum(view.shape[0] for name, view in views.items() if name not in encoders)
+        super().__init__(observation_space, straight + sum(encoder.latent_dim for encoder in encoders.values()))
+        self.views = views
+        self.encoders = nn.ModuleDict(encoders)
+        for name, view in views.items():
+            for limit, value in zip(("low", "high"), bounds(view) or (None, None), strict=True):
+                self.register_buffer(f"{name}_{limit}", value, persistent=False)
+        if freeze:
+            self.encoders.requires_grad_(False)
         self._range_checked = False
 
-    def replace_head(self, head: nn.Module, features_dim: int) -> None:
-        """Read the trunk through another head: trunk features (B, F) to a latent of ``features_dim``."""
-        self.encoder = Encoder(self.encoder.trunk, head, features_dim)
-        self._features_dim = features_dim
+    @property
+    def encoder(self) -> Encoder:
+        """The only encoder.
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to features (B, D).
+        Raises:
+            ValueError: If there are several.
+        """
+        return cast(Encoder, only(self.encoders))
+
+    def replace_heads(self, heads: Mapping[str, nn.Module], features_dim: int) -> None:
+        """Read the trunks through other heads, each (B, F) to a latent of ``features_dim``; other parts stay."""
+        for name, head in heads.items():
+            encoder = cast(Encoder, self.encoders[name])
+            self._features_dim += features_dim - encoder.latent_dim
+            self.encoders[name] = Encoder(encoder.trunk, head, features_dim)
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of every trunk."""
+        for encoder in self.encoders.values():
+            yield from cast(Encoder, encoder).trunk.parameters()
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
+        """Apply a function to all modules, but for the ``ortho_init`` of PPO and A2C.
+
+        It would overwrite a saved autoencoder's weights, and the initialisation an autoencoder brings along.
+        """
+        if getattr(fn, "func", fn) is BasePolicy.init_weights:
+            return self
+        return super().apply(fn)
+
+    def forward(self, observations: Observations) -> Tensor:
+        """Observations as Stable-Baselines3 preprocesses them, images (B, C, H, W), to features (B, D).
 
         Raises:
             ValueError: If the first images with any light in them exceed 1: nobody has scaled them.
         """
+        observations = self.scale(observations)
         if not self._range_checked:  # once, because it waits for the device
-            brightest = observations.max().item()
-            if brightest > 1.0:
-                raise ValueError(
-                    f"expected images in [0, 1], got values up to {brightest}: with normalize_images=False the "
-                    "environment must scale them itself"
-                )
-            self._range_checked = brightest > 0.0
-        return cast(Tensor, self.encoder(observations).mode)
+            self._check_range(observations)
+        return self.latent(observations)
+
+    def scale(self, observations: Observations) -> Observations:
+        """Bring images with bounds of their own to [0, 1], and everything that is no image to vectors (B, N)."""
+        if isinstance(observations, Tensor):
+            return self._scale(OBSERVATION, observations)
+        return {name: self._scale(name, observations[name]) for name in self.views}
+
+    def _scale(self, name: str, values: Tensor) -> Tensor:
+        if len(self.views[name].shape) == 1:
+            return values.flatten(1)
+        low = getattr(self, f"{name}_low")
+        return values if low is None else scale_range(values, low, getattr(self, f"{name}_high"))
+
+    def _check_range(self, observations: Observations) -> None:
+        parts = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
+        brightest = max(
+            parts[name].max().item() for name, view in self.views.items() if view.autoencoder and len(view.shape) == 3
+        )
+        if brightest > 1.0:
+            raise ValueError(
+                f"expected images in [0, 1], got values up to {brightest}: with normalize_images=False the "
+                "environment must scale them itself"
+            )
+        self._range_checked = brightest > 0.0
+
+    def latent(self, observations: Observations) -> Tensor:
+        """Observations with images in [0, 1] to features (B, D): :meth:`head` of :meth:`trunk`."""
+        return self.head(self.trunk(observations))
+
+    def trunk(self, observations: Observations) -> dict[str, Tensor]:
+        """Observations with images in [0, 1] to what the heads read, by name: (B, F) each."""
+        parts = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
+        features = {}
+        for name in self.views:
+            trunk = cast(Encoder, self.encoders[name]).trunk if name in self.encoders else nn.Identity()
+            features[name] = trunk(parts[name])
+        return features
+
+    def head(self, features: dict[str, Tensor], sample: bool = False) -> Tensor:
+        """What :meth:`trunk` returned to features (B, D): each latent's mode, or a sample of it."""
+        parts = [self._head(name, values, sample) for name, values in features.items()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _head(self, name: str, features: Tensor, sample: bool) -> Tensor:
+        if name not in self.encoders:
+            return features
+        latent = cast(Encoder, self.encoders[name]).head(features)
+        return cast(Tensor, latent.sample() if sample else latent.mode)
+
+
+def only(modules: nn.ModuleDict) -> nn.Module:
+    """The single module of a dictionary.
+
+    Raises:
+        ValueError: If there are several; names them.
+    """
+    if len(modules) != 1:
+        raise ValueError(f"there is one each for {sorted(modules)}: choose by name")
+    return next(iter(modules.values()))

@@ -122,7 +122,7 @@ class RunConfig:
 
     env: str
     env_kwargs: str = "{}"
-    algo: Literal["sac_ae"] = "sac_ae"
+    algo: Literal["sac_ae", "td3_ae"] = "sac_ae"
     steps: int = 100_000
     seed: int = 0
     n_envs: int = 1

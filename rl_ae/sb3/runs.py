@@ -25,6 +25,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
+from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.callbacks import (
     Checkpoints,
     LearningCurve,
@@ -46,8 +47,10 @@ from rl_ae.sb3.evaluation import (
 from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video, write_atomically
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 from rl_ae.sb3.sac_ae import SACAE
+from rl_ae.sb3.td3_ae import TD3AE
 
-ALGORITHMS = {"sac_ae": SACAE}
+#: The algorithms by the name that ``rl-ae train --algo`` has of them.
+ALGORITHMS: dict[str, type[AutoencoderAgent]] = {"sac_ae": SACAE, "td3_ae": TD3AE}
 _PACKAGES = ("rl-ae", "torch", "stable-baselines3", "gymnasium", "numpy")
 EVALUATION_EPISODES = 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
@@ -188,14 +191,14 @@ def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
     return DummyVecEnv([config.make_env] * n_envs)
 
 
-def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCurve]:
+def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[AutoencoderAgent, LearningCurve]:
     model = ALGORITHMS[config.algo](
         "CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **config.agent.arguments()
     )
     return model, LearningCurve(run.curve, config.log_every, config.pixels.action_repeat)
 
 
-def _resume(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCurve]:
+def _resume(run: Run, config: RunConfig, env: VecEnv) -> tuple[AutoencoderAgent, LearningCurve]:
     model = resume_agent(run.checkpoint, env, config.device)
     # other episodes than the ones already seen
     env.seed(int(np.random.SeedSequence([config.seed, model.num_timesteps]).generate_state(1)[0]) % FIRST_START_SEED)
@@ -205,11 +208,11 @@ def _resume(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCu
     return model, LearningCurve(run.curve, config.log_every, config.pixels.action_repeat, seconds, rows)
 
 
-def _describe(config: RunConfig, model: SACAE, sessions: list[dict[str, Any]]) -> dict[str, Any]:
+def _describe(config: RunConfig, model: AutoencoderAgent, sessions: list[dict[str, Any]]) -> dict[str, Any]:
     """What ``config.json`` holds: the config as given, as the agent resolved it, seed, and versions by session."""
     names = [field.name for field in dataclasses.fields(AgentConfig) if hasattr(model, field.name)]
     agent = {name: getattr(model, name) for name in names} | {
-        "autoencoder": model.autoencoder_config.to_dict(),
+        "autoencoder": model.policy.autoencoder.config.to_dict(),
         "net_arch": model.policy.net_arch,
         "train_freq": [model.train_freq.frequency, model.train_freq.unit.value],  # type: ignore[union-attr]
     }
@@ -222,7 +225,7 @@ def _describe(config: RunConfig, model: SACAE, sessions: list[dict[str, Any]]) -
     }
 
 
-def _learn(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> None:
+def _learn(run: Run, config: RunConfig, model: AutoencoderAgent, curve: LearningCurve) -> None:
     """Train to the run's last step, with everything that watches."""
     checkpoints = Checkpoints(CheckpointWriter(run.checkpoint), config.checkpoint_every, curve)
     remaining = config.steps - model.num_timesteps
@@ -262,7 +265,7 @@ def _session_logger(folder: Path) -> Logger:
     return Logger(str(folder), formats)
 
 
-def _draw(run: Run, config: RunConfig, model: SACAE, curve: LearningCurve) -> None:
+def _draw(run: Run, config: RunConfig, model: AutoencoderAgent, curve: LearningCurve) -> None:
     title = f"{config.algo} on {config.env}, seed {config.seed}"
     save_learning_curve(run.folder / "curve.png", curve.rows, title)
     assert model.replay_buffer is not None

@@ -1,0 +1,152 @@
+"""Diagnostics: numbers that answer "is my encoder trained?", from latents and gradients.
+
+Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rl_ae.autoencoders import Autoencoder
+from rl_ae.latents import GaussianLatent
+from rl_ae.losses import active_units, psnr
+
+__all__ = [
+    "active_units",
+    "bits_per_dimension",
+    "describe_autoencoder",
+    "describe_latents",
+    "effective_rank",
+    "gradient_cosine",
+    "gradient_norm",
+    "latent_norm",
+    "total_norm",
+]
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def effective_rank(latents: Tensor) -> Tensor:
+    r"""How many directions a batch of latents spreads in: exp of the entropy of its singular values.
+
+    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j`, of the centred latents. Roy &
+    Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, eq. 4.
+
+    Args:
+        latents: (B, D).
+
+    Returns:
+        A scalar between 1 and min(B - 1, D); 0 where all latents are the same.
+
+    Raises:
+        ValueError: If the latents are not (B, D).
+    """
+    latents = _matrix(latents)
+    singular = torch.linalg.svdvals(latents - latents.mean(dim=0))
+    rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
+    singular = torch.where(singular > rounding, singular, 0.0)
+    share = singular / singular.sum().clamp_min(torch.finfo(latents.dtype).tiny)
+    return torch.where(singular.sum() > 0.0, torch.special.entr(share).sum().exp(), 0.0)
+
+
+def latent_norm(latents: Tensor) -> Tensor:
+    """Mean Euclidean length of latents (B, D), a scalar ≥ 0.
+
+    Raises:
+        ValueError: If the latents are not (B, D).
+    """
+    lengths: Tensor = torch.linalg.vector_norm(_matrix(latents), dim=1)
+    return lengths.mean()
+
+
+@torch.no_grad()
+def describe_latents(latents: Tensor) -> dict[str, Tensor]:
+    """Active units, effective rank and norm of latents (B, D), detached scalars by name."""
+    latents = _matrix(latents)
+    return {
+        "active_units": active_units(latents),
+        "effective_rank": effective_rank(latents),
+        "latent_norm": latent_norm(latents),
+    }
+
+
+@torch.no_grad()
+def describe_autoencoder(autoencoder: Autoencoder, observations: Tensor) -> dict[str, Tensor]:
+    """How well observations come back from their latents' modes, and what those latents are like.
+
+    Args:
+        autoencoder: The autoencoder.
+        observations: Images (B, C, H, W) in [0, 1], or vectors (B, N).
+
+    Returns:
+        Detached scalars by name: ``psnr`` in dB, what :func:`describe_latents` returns, and for a Gaussian latent
+        ``latent_kl``, the mean KL of a sample in nats before any free nats.
+    """
+    latent = autoencoder.encode(observations)
+    error = autoencoder.decode(latent.mode) - observations
+    described = {"psnr": psnr(error.float().square().mean()), **describe_latents(latent.mode)}
+    if isinstance(latent, GaussianLatent):
+        described["latent_kl"] = latent.kl().sum(dim=1).mean()
+    return described
+
+
+def bits_per_dimension(nats: Number, observation_shape: Sequence[int]) -> Number:
+    r"""Nats an observation as bits an element: :math:`\mathrm{nats} / (C H W \ln 2)`.
+
+    The unit of, say, PixelRNN (arXiv 1601.06759, section 5.1).
+
+    Args:
+        nats: Negative log-likelihood of an observation, summed over its elements.
+        observation_shape: (C, H, W) of images or (N,) of vectors.
+    """
+    return nats / (math.prod(observation_shape) * math.log(2.0))
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """:func:`total_norm` of the gradients that parameters hold."""
+    return total_norm(parameter.grad for parameter in parameters)
+
+
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Euclidean norm of gradients as one vector, a scalar; 0 where all are ``None``."""
+    norm: Tensor = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return norm
+
+
+def gradient_cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
+    """Cosine of the angle between two losses' gradients: below 0 they pull apart.
+
+    Du et al., "Adapting auxiliary losses using gradient similarity", arXiv 1812.02224, section 3.
+
+    Args:
+        first: Gradients of one loss, a tensor a parameter, ``None`` where it does not reach it; as
+            ``torch.autograd.grad(..., allow_unused=True)`` returns them.
+        second: Those of another loss for the same parameters.
+
+    Returns:
+        A scalar in [-1, 1]; 0 where either gradient vanishes.
+
+    Raises:
+        ValueError: If the lists are not of one length.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"expected gradients of the same parameters: got {len(first)} and {len(second)}")
+    lengths = [total_norm(gradients) for gradients in (first, second)]
+    if not all(length > 0.0 for length in lengths):
+        return torch.zeros(())
+    products = [
+        (one.float() * other.float()).sum()
+        for one, other in zip(first, second, strict=True)
+        if one is not None and other is not None
+    ]
+    return torch.stack(products).sum() / (lengths[0] * lengths[1]) if products else torch.zeros(())
+
+
+def _matrix(latents: Tensor) -> Tensor:
+    """Latents (B, D) in at least single precision."""
+    if latents.ndim != 2:
+        raise ValueError(f"expected latents (B, D), got {tuple(latents.shape)}")
+    return latents if latents.dtype == torch.float64 else latents.float()

@@ -1,0 +1,473 @@
+"""Agent: what SAC-AE and TD3-AE share — when the encoder is trained, and who may train it."""
+
+import copy
+import io
+import json
+import warnings
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
+from stable_baselines3.common.utils import FloatSchedule, configure_logger, polyak_update, update_learning_rate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rl_ae.autoencoders import Autoencoder
+from rl_ae.diagnostics import describe_autoencoder, gradient_cosine, total_norm
+from rl_ae.factory import create_learner
+from rl_ae.generators import PrivateGenerators
+from rl_ae.learner import DictLearner, RepresentationLearner
+from rl_ae.precision import autocast
+from rl_ae.sb3.memory import check_replay_memory
+from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, make_views, resolved
+from rl_ae.sb3.policies import AutoencoderPolicy, TiedCritic
+
+SelfAgent = TypeVar("SelfAgent", bound="AutoencoderAgent")
+
+
+class Batch(NamedTuple):
+    """A minibatch below Stable-Baselines3's preprocessing: images are floats in [0, 1].
+
+    Attributes:
+        observations: (B, C, H, W); by name for a ``Dict`` of observations.
+        actions: (B, A) in [-1, 1].
+        next_observations: As the observations, n steps later for n-step returns.
+        rewards: (B, 1), summed and discounted over the n steps.
+        dones: (B, 1), 1 where the episode terminated; 0 at a time limit.
+        discounts: (B, 1) or a number: γ, or γⁿ for n-step returns.
+        targets: What the decoders are to return: as the observations, of those that are reconstructed.
+    """
+
+    observations: Observations
+    actions: Tensor
+    next_observations: Observations
+    rewards: Tensor
+    dones: Tensor
+    discounts: Tensor | float
+    targets: Observations
+
+
+class NonFiniteError(FloatingPointError):
+    """A reward or a loss is NaN or infinite; the message names it."""
+
+
+class AutoencoderAgent(OffPolicyAlgorithm):
+    """An off-policy agent with jointly trained autoencoders; :class:`~rl_ae.sb3.SACAE`, :class:`~rl_ae.sb3.TD3AE`.
+
+    A subclass names it before Stable-Baselines3's algorithm among its bases, and writes :meth:`update`.
+
+    Args:
+        policy: A name among the subclass's ``policy_aliases``, or a class.
+        env: Environment with image observations, or a ``Dict`` of them, and a ``Box`` of actions.
+        autoencoder: See :class:`~rl_ae.sb3.AutoencoderExtractor`.
+        encoder_tau: Polyak rate of the target's trunks and heads.
+        decoder_update_interval: Updates between two steps of the representation loss.
+        autoencoder_learning_rate: Under the representation loss, instead of both rates of the config.
+        encoder_learning_rate: Of the encoder under the critic's loss, instead of ``learning_rate``.
+        catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
+        precision: ``"fp32"`` or ``"bf16"``, see :func:`~rl_ae.precision.autocast`.
+        representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
+        freeze_encoder: Train neither encoder nor decoder, by any loss.
+        diagnostics_interval: Steps of the representation loss between two looks at gradients and latents.
+        policy_kwargs: For the policy.
+        replay_buffer_kwargs: For the replay buffer.
+        verbose: As in Stable-Baselines3.
+        **kwargs: For Stable-Baselines3's algorithm.
+    """
+
+    policy: AutoencoderPolicy
+    actor: Any
+    critic: TiedCritic
+    critic_target: TiedCritic
+
+    def __init__(
+        self,
+        policy: str | type[AutoencoderPolicy],
+        env: GymEnv | str,
+        *,
+        autoencoder: AutoencodersLike,
+        encoder_tau: float,
+        decoder_update_interval: int,
+        autoencoder_learning_rate: float | Schedule | None,
+        encoder_learning_rate: float | Schedule | None,
+        catch_up_updates: int | None,
+        precision: str,
+        representation_loss: nn.Module | None,
+        freeze_encoder: bool,
+        diagnostics_interval: int,
+        policy_kwargs: dict[str, Any] | None,
+        replay_buffer_kwargs: dict[str, Any] | None,
+        verbose: int,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(
+                f"{type(self).__name__} learns from images: policy must be one of {list(self.policy_aliases)}, got "
+                f"{policy!r}"
+            )
+        super().__init__(
+            policy,
+            _checked_env(type(self).__name__, env, verbose),
+            # a copy: SB3 writes into the dictionary it is given
+            replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            verbose=verbose,
+            _init_setup_model=False,  # type: ignore[call-arg]  # the algorithm's that follows among the bases
+            **kwargs,
+        )
+        #: As the caller gave them; what belongs to the autoencoder is added when the policy is built.
+        self.policy_kwargs = dict(policy_kwargs or {})
+        self.autoencoder = autoencoder
+        self.encoder_tau = encoder_tau
+        self.decoder_update_interval = decoder_update_interval
+        self.autoencoder_learning_rate = autoencoder_learning_rate
+        self.encoder_learning_rate = encoder_learning_rate
+        self.catch_up_updates = catch_up_updates
+        self.precision = precision
+        self.representation_loss = representation_loss
+        self.freeze_encoder = freeze_encoder
+        self.diagnostics_interval = diagnostics_interval
+
+    # ------------------------------------------------------------------ construction
+
+    #: Arguments of the subclass that count updates.
+    interval_names: tuple[str, ...]
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        make_views(self.observation_space, self.autoencoder)
+        self._check_memory()
+
+        own_policy_kwargs = self.policy_kwargs
+        self.policy_kwargs = self._completed_policy_kwargs()
+        with warnings.catch_warnings():
+            if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
+                # of a loaded agent: SB3 takes the buffer it chose itself for a custom one
+                warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
+            super()._setup_model()
+        self.policy_kwargs = own_policy_kwargs
+
+        # the weights of a saved autoencoder are the agent's from now on, and saved with it
+        self.autoencoder = resolved(self.observation_space, self.autoencoder)
+        if self.freeze_encoder:
+            self.critic.features_extractor.requires_grad_(False)
+            self.policy.autoencoders.requires_grad_(False)
+        self.learner = self._make_learner()
+        self.generators = PrivateGenerators(self.seed)
+        if not hasattr(self, "_logger"):  # so that train() works on a filled buffer without learn()
+            self._logger = configure_logger(verbose=0)
+
+    def _make_learner(self) -> RepresentationLearner | DictLearner:
+        learners = {
+            # several learners step on parameters of a loss of their own
+            name: create_learner(
+                cast(Autoencoder, autoencoder), loss=copy.deepcopy(self.representation_loss), precision=self.precision
+            )
+            for name, autoencoder in self.policy.autoencoders.items()
+        }
+        if isinstance(self.observation_space, spaces.Dict):
+            return DictLearner(learners)
+        return learners[OBSERVATION]
+
+    def _check_arguments(self) -> None:
+        intervals = (*self.interval_names, "decoder_update_interval", "diagnostics_interval")
+        for name in (*intervals, "batch_size", "buffer_size", "n_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+        if isinstance(self.train_freq, int) and self.train_freq < 1:
+            raise ValueError(f"train_freq must be ≥ 1, got {self.train_freq}")
+        for name in ("tau", "encoder_tau"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError(
+                "images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False), around a "
+                "VecTransposeImage where the channels come last"
+            )
+        if self.catch_up_updates is not None and self.catch_up_updates < 0:
+            raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
+
+    def _check_memory(self) -> None:
+        own_buffer = self.replay_buffer_class in (None, ReplayBuffer, NStepReplayBuffer)
+        # loaded to predict, or of a size that is not known here
+        if self.env is None or not own_buffer or not isinstance(self.observation_space, spaces.Box):
+            return
+        message = check_replay_memory(
+            self.buffer_size,
+            self.observation_space,
+            cast(spaces.Box, self.action_space),
+            self.optimize_memory_usage,
+        )
+        if self.verbose >= 1:
+            print(message)
+
+    def _completed_policy_kwargs(self) -> dict[str, Any]:
+        extractor_kwargs = self.policy_kwargs.get("features_extractor_kwargs") or {}
+        if "autoencoder" in extractor_kwargs:
+            name = type(self).__name__
+            raise ValueError(f"choose the autoencoder with {name}(autoencoder=…), not in features_extractor_kwargs")
+        return {
+            **self.policy_kwargs,
+            **self._own_policy_kwargs(),
+            "features_extractor_kwargs": {**extractor_kwargs, "autoencoder": self.autoencoder},
+        }
+
+    def _own_policy_kwargs(self) -> dict[str, Any]:
+        """What the algorithm tells its policy besides."""
+        return {}
+
+    # ------------------------------------------------------------------ collecting
+
+    def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+        first_update = self._n_updates == 0 and self.num_timesteps > self.learning_starts
+        if rollout.continue_training and first_update and self.gradient_steps != 0:
+            self._catch_up(callback)
+        return rollout
+
+    def _catch_up(self, callback: BaseCallback) -> None:
+        """Make the updates that the random steps left out, all at once.
+
+        The paper's code does so too, but there the intervals test the step, which stands still meanwhile: each of its
+        1,000 catch-up updates moves actor and targets. Here intervals always count updates.
+        """
+        updates = self.learning_starts if self.catch_up_updates is None else self.catch_up_updates
+        sb3_bars = list(_progress_bars(callback))  # while one is shown, nothing else reaches the terminal
+        hidden = self.verbose == 0 or len(sb3_bars) > 0
+        for update in tqdm(range(updates), "catch-up updates", leave=False, disable=hidden):
+            self.train(gradient_steps=1, batch_size=self.batch_size)
+            for bar in sb3_bars:
+                bar.set_description(f"catch-up updates {update + 1}/{updates}" if update + 1 < updates else "")
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        if not np.all(np.isfinite(reward)):
+            raise NonFiniteError(f"the environment returned the reward {reward} at step {self.num_timesteps}")
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    # ------------------------------------------------------------------ learning
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self.policy.set_training_mode(True)
+        self._set_learning_rates()
+        with self.generators.active():
+            updates = [self.update(self._sample(batch_size)) for _ in range(gradient_steps)]
+        self._log(updates)
+
+    def _set_learning_rates(self) -> None:
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        progress = self._current_progress_remaining
+        if self.encoder_learning_rate is not None:
+            encoder_group = self.critic.optimizer.param_groups[0]
+            encoder_group["lr"] = FloatSchedule(self.encoder_learning_rate)(progress)
+        if self.autoencoder_learning_rate is not None:
+            for optimizer in self.learner.optimizers:
+                update_learning_rate(optimizer, FloatSchedule(self.autoencoder_learning_rate)(progress))
+
+    def _sample(self, batch_size: int) -> Batch:
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        observations = self._to_unit(data.observations)
+        return Batch(
+            observations,
+            data.actions,
+            self._to_unit(data.next_observations),
+            data.rewards,
+            data.dones,
+            self.gamma if data.discounts is None else data.discounts,
+            self.learner.target(observations),  # type: ignore[arg-type]  # of the same kind as the observations
+        )
+
+    def _to_unit(self, observations: Any) -> Observations:
+        """Observations as they are stored, with images in [0, 1]."""
+        preprocessed = preprocess_obs(
+            observations, self.observation_space, normalize_images=self.policy.normalize_images
+        )
+        return self.critic.features_extractor.scale(preprocessed)
+
+    @abstractmethod
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One update: critic, actor, targets, representation; returns detached scalars by name."""
+
+    def _step_critic(self, batch: Batch, target_q_values: Tensor) -> dict[str, Tensor]:
+        """Step critic and encoder on the squared TD error, the sum over the critics' means.
+
+        Args:
+            batch: A minibatch.
+            target_q_values: (B, 1).
+        """
+        extractor = self.critic.features_extractor
+        with self._autocast():
+            latent = extractor.head(extractor.trunk(batch.observations), self.policy.critic_latent == "sample")
+            q_values = self.critic.q_values(latent, batch.actions).to(target_q_values.dtype)  # (B, N)
+        critic_loss = (q_values - target_q_values).square().mean(dim=0).sum()
+
+        self.critic.optimizer.zero_grad()
+        critic_loss.backward()
+        self.critic.optimizer.step()
+        return {"critic_loss": critic_loss.detach(), "q_value": q_values.detach().mean()}
+
+    def _step_actor(self, loss: Tensor) -> dict[str, Tensor]:
+        self.actor.optimizer.zero_grad()
+        loss.backward()
+        self.actor.optimizer.step()
+        return {"actor_loss": loss.detach()}
+
+    def _update_target_critic(self) -> None:
+        online, target = self.critic, self.critic_target
+        if not self.freeze_encoder:
+            self._update_target_encoder(online.features_extractor, target.features_extractor)
+        for q_network, target_q_network in zip(online.q_networks, target.q_networks, strict=True):
+            polyak_update(q_network.parameters(), target_q_network.parameters(), self.tau)
+
+    def _update_target_encoder(self, online: nn.Module, target: nn.Module) -> None:
+        polyak_update(online.parameters(), target.parameters(), self.encoder_tau)
+        for buffer, target_buffer in zip(online.buffers(), target.buffers(), strict=True):
+            target_buffer.copy_(buffer)  # a codebook, which is an average already
+
+    def _update_representation(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.replay_buffer is not None
+        n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
+        observations, targets = cast(Any, batch.observations), cast(Any, batch.targets)
+        diagnose = self.learner.step % self.diagnostics_interval == 0
+        # what the critic's loss has left there
+        td_gradients = [_copy(parameter.grad) for parameter in self._trunk_parameters()] if diagnose else []
+        metrics = self.learner.update(observations, targets, n_data)
+        metrics["ae_loss"] = metrics.pop("total")
+        return metrics | self._diagnose(batch.observations, td_gradients) if diagnose else metrics
+
+    def _diagnose(self, observations: Observations, td_gradients: list[Tensor | None]) -> dict[str, Tensor]:
+        """Is the encoder trained, by which loss, and what are its latents like?"""
+        gradients = [parameter.grad for parameter in self._trunk_parameters()]
+        described = {
+            "td_gradient_norm": total_norm(td_gradients),
+            "ae_gradient_norm": total_norm(gradients),
+            "gradient_cosine": gradient_cosine(td_gradients, gradients),
+        }
+        for name, autoencoder in self.policy.autoencoders.items():
+            own, prefix = (observations, "") if isinstance(observations, Tensor) else (observations[name], f"{name}/")
+            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own)
+            described |= {f"{prefix}{metric}": value for metric, value in numbers.items()}
+        return described
+
+    def _trunk_parameters(self) -> Iterator[nn.Parameter]:
+        return self.critic.features_extractor.trunk_parameters()
+
+    def _autocast(self) -> Any:
+        return autocast(self.device, self.precision)
+
+    def _log(self, updates: list[dict[str, Tensor]]) -> None:
+        """Record the mean of every metric over the updates.
+
+        Raises:
+            NonFiniteError: If a metric is NaN or infinite; names the first one and its update.
+        """
+        flat = [(index, name, value) for index, metrics in enumerate(updates) for name, value in metrics.items()]
+        values = torch.stack([value.float() for _, _, value in flat])
+        finite = torch.isfinite(values)
+        if not finite.all():
+            index, name, value = flat[int((~finite).nonzero()[0])]
+            raise NonFiniteError(
+                f"{name} is {value.item()} at update {self._n_updates - len(updates) + index + 1}, step "
+                f"{self.num_timesteps}; lower the learning rates or check the observations and rewards"
+            )
+        by_name: dict[str, list[float]] = {}
+        for (_, name, _), number in zip(flat, values.tolist(), strict=True):
+            by_name.setdefault(name, []).append(number)
+        for name, numbers in by_name.items():
+            self.logger.record(f"train/{name}", sum(numbers) / len(numbers))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    # ------------------------------------------------------------------ saving
+
+    @classmethod
+    def load(cls: type[SelfAgent], path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfAgent:
+        """Load an agent; arguments as in Stable-Baselines3.
+
+        Raises:
+            ValueError: If the file is damaged, or not an agent of this class.
+        """
+        _check_archive(path, cls.__name__, cls.archive_mark)
+        return super().load(path, *args, **kwargs)
+
+    #: An attribute that the other algorithm's saved agents do not have.
+    archive_mark: str
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "learner", "generators"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "learner", "generators"], variables
+
+
+def _checked_env(name: str, env: GymEnv | str | None, verbose: int) -> Any:
+    """The environment, refused for actions that no wrapping will help.
+
+    Raises:
+        ValueError: If actions are not a bounded ``Box``.
+    """
+    if env is None:  # of an agent that is being loaded
+        return None
+    env = maybe_make_env(env, verbose)
+    actions = env.action_space
+    if not isinstance(actions, spaces.Box) or not np.all(np.isfinite([actions.low, actions.high])):
+        raise ValueError(f"{name} needs a bounded Box of actions, got {actions}; use DQN or PPO for discrete ones")
+    return env
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.clone()
+
+
+def _progress_bars(callback: BaseCallback) -> Iterator[Any]:
+    """The bars of ``learn(progress_bar=True)``."""
+    if isinstance(callback, ProgressBarCallback):
+        yield callback.pbar
+    elif isinstance(callback, CallbackList):
+        for child in callback.callbacks:
+            yield from _progress_bars(child)
+
+
+def _check_archive(path: str | Path | io.BufferedIOBase, name: str, mark: str) -> None:
+    """Refuse a file that Stable-Baselines3 would fail on halfway, or another algorithm's."""
+    file: Any = path
+    if isinstance(path, str | Path):
+        # SB3 adds the suffix itself, and reports a missing file well
+        file = Path(path) if Path(path).exists() else Path(f"{path}.zip")
+        if not file.exists():
+            return
+    expected = {"data", "policy.pth", "learner.pth", "generators.pth"}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            missing, damaged = expected - set(archive.namelist()), archive.testzip()
+            attributes = {} if missing or damaged else json.loads(archive.read("data"))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a saved agent: {error}") from error
+    if not isinstance(file, Path):
+        file.seek(0)
+    if missing:
+        raise ValueError(
+            f"{path} is not a saved {name} agent: expected the entries {sorted(expected)}, no {sorted(missing)}"
+        )
+    if damaged:
+        raise ValueError(f"{path} is damaged: {damaged} fails its checksum")
+    if mark not in attributes:
+        raise ValueError(f"{path} is not a saved {name} agent: it has no {mark}, load it with the class that saved it")
