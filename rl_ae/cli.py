@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from rl_ae.sb3.export import POLICY_FILE, export_run
+from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
 from rl_ae.sb3.run_config import PRESETS, RunConfig
 from rl_ae.sb3.runs import EVALUATION_EPISODES, Run, evaluate_run, train_run
 from rl_ae.sb3.show import TRAVERSED, FrameSource, Kind, show
@@ -76,6 +76,7 @@ def export(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None,
     onnx: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Save the policy of a run as ONNX, and its autoencoder for Autoencoder.from_pretrained or another agent.
 
@@ -83,9 +84,10 @@ def export(
         run: Folder of the run.
         folder: Where to; must be empty if it exists. RUN/export if omitted.
         onnx: Write policy.onnx, which needs the extra "export".
+        tolerance: How far its actions may differ from those of the agent.
     """
     folder = run / "export" if folder is None else folder
-    latency = export_run(run, folder, onnx)
+    latency = export_run(run, folder, onnx, tolerance)
     print(f"{folder}: the autoencoder, config.json and model.safetensors")
     if latency is not None:
         print(

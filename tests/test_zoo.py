@@ -21,14 +21,8 @@ from rl_ae.sb3 import zoo
 from rl_ae.sb3.hyperparameters import sac_ae, td3_ae
 import gymnasium, rl_zoo3, shimmy
 
+of_the_zoo = {"n_timesteps", "n_envs", "env_kwargs", "env_wrapper"}
 files = {"sac_ae": sac_ae.hyperparams, "td3_ae": td3_ae.hyperparams}
-zoos = {"n_timesteps", "n_envs", "env_kwargs", "env_wrapper"}
-unknown = {
-    name
-    for algorithm, settings in files.items()
-    for entry in settings.values()
-    for name in set(entry) - zoos - set(inspect.signature(zoo.ALGORITHMS[algorithm]).parameters)
-}
 try:
     zoo.main(["plot"])
 except SystemExit as exit:
@@ -37,11 +31,16 @@ ours = "--algo sac_ae --env E"
 commands = ("--algo sac", f"{ours} --conf-file mine.yml", f"{ours} --env-kwargs g:5", ours)
 print("FACTS", json.dumps({
     "algorithms": [name for name, cls in rl_zoo3.ALGOS.items() if zoo.ALGORITHMS.get(name) is cls],
-    "unknown settings": sorted(unknown),
+    "unknown settings": [
+        f"{algorithm}: {name}"
+        for algorithm, hyperparams in files.items()
+        for name in set().union(*hyperparams.values()) - of_the_zoo
+        if name not in inspect.signature(zoo.ALGORITHMS[algorithm]).parameters
+    ],
     "unknown environments": sorted(set().union(*files.values()) - set(gymnasium.registry) - {"default"}),
     "message": message,
     "flags": [zoo._settings_flags(command.split()) for command in commands],
-    "steps": {env: settings["n_timesteps"] for env, settings in files["td3_ae"].items()},
+    "steps": {env: settings["n_timesteps"] for env, settings in sac_ae.hyperparams.items()},
 }))
 run = ["--algo", "sac_ae", "--env", "Pendulum-v1", "-f", "logs", "--seed", "1"]
 zoo.main(["train", *run, "-n", "24", "--eval-freq", "24", "--eval-episodes", "1", "--hyperparams", *SETTINGS])

@@ -18,11 +18,14 @@ from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from torch import Tensor
 
 from rl_ae.autoencoders import Autoencoder, Encoder
+from rl_ae.configs import DEFAULT_AUTOENCODER
 from rl_ae.factory import is_pretrained, load_pretrained
 from rl_ae.networks import TanhProjection
-from rl_ae.pixels import to_unit
+from rl_ae.pixels import scale_range, to_unit
+from rl_ae.sb3.observations import OBSERVATION, View, bounds
 
 #: What encodes: the folder (or Hub id) of a saved autoencoder, or a trained module, which is copied.
 Pretrained = str | Path | Autoencoder | Encoder
@@ -36,7 +39,7 @@ class LatentObservation(TransformObservation[Any, Any, Any]):
     ``render`` still shows frames.
 
     Args:
-        env: Environment that returns images, (C, H, W) or (H, W, C), ``uint8`` or floats in [0, 1]; or a ``Dict``.
+        env: Environment that returns images, (C, H, W) or (H, W, C), ``uint8`` or of finite bounds; or a ``Dict``.
         autoencoder: Folder of a saved autoencoder, an :class:`~rl_ae.Autoencoder` or an :class:`~rl_ae.Encoder`. Of a
             module a copy is taken: what it learns later changes no latent here.
         key: Of a ``Dict``, the images to encode, a name or several; the others pass.
@@ -122,16 +125,19 @@ class _Eyes:
         key: str | Sequence[str] | None,
         device: torch.device | str,
     ) -> None:
-        #: Of the images in a ``Dict``.
         self.keys = _image_keys(space, key)
-        images = [space[name] for name in self.keys] if isinstance(space, spaces.Dict) else [space]
+        images = {name: space[name] for name in self.keys} if isinstance(space, spaces.Dict) else {OBSERVATION: space}
         module = _trained_module(autoencoder)
         #: What the encoder takes: (C, H, W), or (N,) of vectors.
-        self.shape = module.observation_shape if isinstance(module, Autoencoder) else _channels_first_shape(images[0])
-        for image in images:
-            self._check_space(image)
-
+        self.shape = (
+            module.observation_shape
+            if isinstance(module, Autoencoder)
+            else _channels_first_shape(next(iter(images.values())))
+        )
         self.device = get_device(device)
+        #: By key: what of the images becomes 0 and 1, if it is not the type that says so.
+        self.bounds = {name: self._bounds(image) for name, image in images.items()}
+
         encoder = copy.deepcopy(module.encoder if isinstance(module, Autoencoder) else module)
         self.encoder = encoder.to(self.device).eval().requires_grad_(False)
         bound = 1.0 if isinstance(encoder.head, TanhProjection) else np.inf
@@ -141,18 +147,17 @@ class _Eyes:
         if isinstance(space, spaces.Dict):
             self.latent_space = spaces.Dict({**space, **dict.fromkeys(self.keys, latent)})
 
-    def _check_space(self, space: spaces.Space[Any]) -> None:
+    def _bounds(self, space: spaces.Space[Any]) -> tuple[Tensor, Tensor] | None:
+        """The bounds to scale images by, refused where there are none or the shape is another one."""
         if not isinstance(space, spaces.Box) or len(space.shape) != len(self.shape):
             raise ValueError(f"expected a Box of shape {self.shape}, got {space}")
-        is_float = np.issubdtype(space.dtype, np.floating)
-        if not is_float and space.dtype != np.uint8:
-            raise ValueError(f"expected uint8 or floats, got {space}")
-        if is_float and len(self.shape) == 3 and not (np.all(space.low >= 0.0) and np.all(space.high <= 1.0)):
+        low, high = self._channels_first(space.low), self._channels_first(space.high)
+        if len(self.shape) == 3 and not np.all(np.isfinite([low, high])):
             raise ValueError(
-                f"expected floats in [0, 1], got bounds [{space.low.min()}, {space.high.max()}]: return uint8 frames, "
-                "or scale images and bounds"
+                f"expected images with finite bounds, got [{low.min()}, {high.max()}]: declare what the values can be"
             )
-        self._channels_first(np.zeros(space.shape, space.dtype))
+        found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
+        return None if found is None else (found[0].to(self.device), found[1].to(self.device))
 
     def _channels_first(self, images: Array) -> Array:
         """Images, one or a batch, in the shape the encoder takes."""
@@ -168,16 +173,23 @@ class _Eyes:
     def encode(self, observations: Any) -> Any:
         """Observations, one or a batch, with latents in the images' places."""
         if not isinstance(observations, dict):
-            return self._encode_images(observations)
-        return {**observations, **{key: self._encode_images(observations[key]) for key in self.keys}}
+            return self._encode_part(OBSERVATION, observations)
+        return {**observations, **{key: self._encode_part(key, observations[key]) for key in self.keys}}
 
     @torch.no_grad()
-    def _encode_images(self, images: Array) -> Array:
-        frames = self._channels_first(np.asarray(images))
+    def _encode_part(self, name: str, values: Array) -> Array:
+        ordered = self._channels_first(np.asarray(values))
         # a copy: torch takes neither read-only nor flipped arrays
-        batch = torch.from_numpy(frames.reshape(-1, *self.shape).copy()).to(self.device)
-        latents: Array = self.encoder(to_unit(batch)).mode.cpu().numpy()
-        return latents.reshape(*frames.shape[: -len(self.shape)], -1)
+        batch = torch.from_numpy(ordered.reshape(-1, *self.shape).copy()).to(self.device)
+        latents: Array = self.encoder(self._scale(name, batch)).mode.cpu().numpy()
+        return latents.reshape(*ordered.shape[: -len(self.shape)], -1)
+
+    def _scale(self, name: str, batch: Tensor) -> Tensor:
+        """Images to [0, 1], as an agent that sees them would; vectors as they are."""
+        if len(self.shape) == 1:
+            return batch.float()
+        limits = self.bounds[name]
+        return to_unit(batch) if limits is None else scale_range(batch.float(), *limits)
 
 
 def _image_keys(space: spaces.Space[Any], key: str | Sequence[str] | None) -> tuple[str, ...]:
