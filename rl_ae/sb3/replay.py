@@ -6,11 +6,13 @@ both in full, 2n frames a transition; here a transition keeps n + 1 references, 
 
 import errno
 import functools
+import operator
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -61,13 +63,29 @@ class FrameStore:
         """Frames that are kept now."""
         return self._used - len(self._free)
 
-    def put(self, frames: Array) -> list[int]:
-        """Keep frames (N, frame_size); returns their slots."""
-        for _ in range(len(frames) - len(self._free)):
-            self._free.append(self._new_slot())
-        slots = [self._free.pop() for _ in frames]
-        self._write(slots, frames)
-        return slots
+    def reserve(self, count: int) -> None:
+        """Make room for so many more frames.
+
+        Raises:
+            MemoryError: If there is not enough memory.
+            OSError: If there is not enough of the disk.
+        """
+        if self._frames is None:
+            self._frames = self._allocate(self.capacity)
+        missing = self._used - len(self._free) + count - self.capacity
+        if missing > 0:
+            capacity = self.capacity + max(missing, self.capacity // _SLACK)
+            self._frames = self._grow(capacity)
+            self.capacity = capacity
+
+    def put(self, frame: Array) -> int:
+        """Keep a frame (frame_size,), for which room was reserved; returns its slot."""
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot, self._used = self._used, self._used + 1
+        self._write(slot, frame)
+        return slot
 
     def get(self, slots: Array) -> Any:
         """Copies (N, frame_size) of the frames in slots (N,)."""
@@ -81,16 +99,6 @@ class FrameStore:
         """Release all frames."""
         self._free = list(range(self._used))
 
-    def _new_slot(self) -> int:
-        if self._frames is None:
-            self._frames = self._allocate(self.capacity)
-        elif self._used == self.capacity:
-            capacity = self.capacity + self.capacity // _SLACK + 1
-            self._frames = self._grow(capacity)
-            self.capacity = capacity
-        self._used += 1
-        return self._used - 1
-
     def _allocate(self, capacity: int) -> Any:
         return np.zeros((capacity, self.frame_size), self.dtype)  # memory counts once it is written to
 
@@ -98,7 +106,7 @@ class FrameStore:
         self._frames.resize((capacity, self.frame_size), refcheck=False)  # there are no views: `get` copies
         return self._frames
 
-    def _write(self, slots: list[int], frames: Array) -> None:
+    def _write(self, slots: int | slice, frames: Array) -> None:
         self._frames[slots] = frames
 
     def to_numpy(self, frames: Any) -> Array:
@@ -114,7 +122,7 @@ class FrameStore:
         vars(self).update(state)
         if self._frames is not None:
             saved, self._frames = self._frames, self._allocate(self.capacity)
-            self._write(list(range(self._used)), saved)
+            self._write(slice(self._used), saved)
 
 
 class MappedFrameStore(FrameStore):
@@ -137,7 +145,8 @@ class MappedFrameStore(FrameStore):
 
     def _allocate(self, capacity: int) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as the store
+        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as the store lives
+        weakref.finalize(self, self._file.close)
         return self._grow(capacity)
 
     def _grow(self, capacity: int) -> Any:
@@ -172,7 +181,7 @@ class DeviceFrameStore(FrameStore):
         self.device = device
 
     def get(self, slots: Array) -> Any:
-        return self._frames.index_select(0, self._index(slots))
+        return self._frames.index_select(0, torch.as_tensor(slots, dtype=torch.long, device=self.device))
 
     def _allocate(self, capacity: int) -> Any:
         dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
@@ -183,11 +192,8 @@ class DeviceFrameStore(FrameStore):
         grown[: len(self._frames)] = self._frames
         return grown
 
-    def _write(self, slots: list[int], frames: Array) -> None:
-        self._frames.index_copy_(0, self._index(slots), torch.tensor(frames, device=self.device))
-
-    def _index(self, slots: Any) -> torch.Tensor:
-        return torch.as_tensor(slots, dtype=torch.long, device=self.device)
+    def _write(self, slots: int | slice, frames: Array) -> None:
+        self._frames[slots] = torch.tensor(frames, device=self.device)
 
     def to_numpy(self, frames: Any) -> Array:
         return super().to_numpy(frames.cpu().numpy())
@@ -199,6 +205,22 @@ class DeviceFrameStore(FrameStore):
 
 
 # ---------------------------------------------------------------------- observations of one key
+
+
+class Step(NamedTuple):
+    """A transition of one environment, compared but not kept yet.
+
+    Attributes:
+        stack: Frames of the observation, (n_stack, frame_size).
+        newest: Newest frame of the next observation.
+        frames: Frames of the observation, as bytes.
+        continues: Whether the observation is the last next observation, and its frames are kept already.
+    """
+
+    stack: Array
+    newest: Array
+    frames: list[bytearray]
+    continues: bool
 
 
 class StackedObservations:
@@ -230,6 +252,7 @@ class StackedObservations:
         _check_stack(name, space, n_stack, channels_order)
         assert isinstance(space, spaces.Box)
         self.name, self.shape, self.dtype = name, space.shape, space.dtype
+        self._batch_shape = (n_envs, *space.shape)
         self.n_stack, self.channels_order = n_stack, channels_order
         frame_size = int(np.prod(space.shape)) // n_stack
         transitions = rows * n_envs
@@ -237,69 +260,78 @@ class StackedObservations:
         #: (rows, n_envs, n_stack + 1): slots of a transition's frames, oldest first; -1 where there is no transition.
         #: The first n_stack are the observation's, the last n_stack the next observation's.
         self.references = np.full((rows, n_envs, n_stack + 1), -1, np.int32)
-        #: (n_envs, n_stack, frame_size): the last next observations.
-        self._newest: Array | None = None
-        #: Frames are compared as whole numbers: bit for bit, and few.
-        self._word = np.dtype(f"u{np.gcd(frame_size * space.dtype.itemsize, 8)}")
+        #: For each environment the n_stack frames of its last next observation; none at first. As bytearrays, because
+        #: those compare with an array by memcmp, several times as fast as NumPy.
+        self._held: list[list[bytearray]] = [[] for _ in range(n_envs)]
 
-    def split(self, observations: Any) -> Array:
-        """Observations (n_envs, *shape) as their frames (n_envs, n_stack, frame_size).
+    def check(self, observations: Any, next_observations: Any) -> list[Step]:
+        """Compare the frames of observations with those that are held, and with those of the next observations.
 
-        Raises:
-            ValueError: If the shape is another.
-        """
-        stacks = _batch(self.name, observations, self.shape, self.dtype, self.references.shape[1])
-        if self.channels_order == "last":  # (n_envs, pixels, n_stack, C) to (n_envs, n_stack, pixels, C)
-            stacks = stacks.reshape(len(stacks), -1, self.n_stack, self.shape[-1] // self.n_stack).swapaxes(1, 2)
-        return np.ascontiguousarray(stacks).reshape(len(stacks), self.n_stack, -1)
+        Room is made for those that are new, so that :meth:`add` cannot fail.
 
-    def check(self, stacks: Array, next_stacks: Array) -> None:
-        """Compare the frames that an observation and the next one share.
+        Args:
+            observations: (n_envs, *shape).
+            next_observations: (n_envs, *shape).
 
         Raises:
-            ValueError: If they differ.
+            ValueError: If a shape is another, or a next observation is not its observation moved on by one frame.
         """
-        differ = stacks.view(self._word)[:, 1:] != next_stacks.view(self._word)[:, :-1]
-        if differ.any():
-            env = int(differ.any(axis=(1, 2)).argmax())
-            raise ValueError(
-                f"{self.name} is not a frame stack of n_stack={self.n_stack} along its {self.channels_order} axis: in "
-                f"environment {env} the next observation's {self.n_stack - 1} older frames are not the observation's "
-                f"newer ones. Shape {self.shape}; check n_stack and channels_order, or use Stable-Baselines3's buffer"
-            )
+        steps: list[Step] = []
+        stacks, next_stacks = self._split(observations), self._split(next_observations)
+        for held, stack, next_stack in zip(self._held, stacks, next_stacks, strict=True):
+            continues = len(held) > 0 and all(map(operator.eq, held, stack))
+            frames = held if continues else [bytearray(frame.data) for frame in stack]
+            if not all(map(operator.eq, frames[1:], next_stack)):
+                raise ValueError(
+                    f"{self.name} is not a frame stack of n_stack={self.n_stack} along the {self.channels_order} axis "
+                    f"of {self.shape}: in environment {len(steps)} the next observation's {self.n_stack - 1} older "
+                    "frames are not the observation's newer ones; check n_stack and channels_order, or use "
+                    "Stable-Baselines3's buffer"
+                )
+            steps.append(Step(stack, next_stack[-1], frames, continues))
+        self.store.reserve(sum(1 if step.continues else 1 + self.n_stack for step in steps))
+        return steps
 
-    def add(self, row: int, stacks: Array, next_stacks: Array) -> None:
-        """Keep the transitions of a row, of which :meth:`check` approved."""
-        references = self.references[row - 1, :, 1:].copy()
-        for env in self._new_streams(stacks):
-            references[env] = self._put_stack(stacks[env])
-        newest = references[:, -1].copy()
-        frames = next_stacks[:, -1]
-        moved = (frames.view(self._word) != stacks[:, -1].view(self._word)).any(axis=1)
-        newest[moved] = self.store.put(frames[moved])
-        self._newest = next_stacks.copy()
-
+    def add(self, row: int, steps: list[Step]) -> None:
+        """Keep the transitions of a row, as :meth:`check` returned them."""
+        last = self.references[row - 1].tolist()
         overwritten = self.references[row].tolist()
-        self.references[row, :, :-1], self.references[row, :, -1] = references, newest
+        self.references[row] = [self._refer(env, step, last[env]) for env, step in enumerate(steps)]
+        if overwritten[0][0] < 0:  # nothing was
+            return
         # A frame is referred to from its first to its last transition without a gap, so what the oldest transition
         # refers to, and the next oldest does not, is referred to no more.
         following = self.references[(row + 1) % len(self.references)].tolist()
         for slots, still in zip(overwritten, following, strict=True):
-            self.store.release(set(slots) - {*still, -1})
+            self.store.release(set(slots).difference(still))
 
-    def _new_streams(self, stacks: Array) -> Any:
-        """Environments whose observation is not the last next observation: an episode has started."""
-        if self._newest is None:
-            return range(len(stacks))
-        differ = stacks.view(self._word) != self._newest.view(self._word)
-        return np.flatnonzero(differ.any(axis=(1, 2))) if differ.any() else ()
+    def _refer(self, env: int, step: Step, last: list[int]) -> list[int]:
+        """References to the frames of a transition, of which those that are new are put into the store."""
+        stack, newest, frames, continues = step
+        references = last[1:] if continues else self._put_stack(stack, frames)
+        if frames[-1] == newest:
+            references.append(references[-1])
+            self._held[env] = [*frames[1:], frames[-1]]
+        else:
+            references.append(self.store.put(newest))
+            self._held[env] = [*frames[1:], bytearray(newest.data)]
+        return references
 
-    def _put_stack(self, stack: Array) -> Array:
-        """References to the frames of a stack (n_stack, frame_size); one like the one before it is kept once."""
-        words = stack.view(self._word)
-        moved = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])
-        slots: Array = np.array(self.store.put(stack[moved]))[np.cumsum(moved) - 1]
-        return slots
+    def _put_stack(self, stack: Array, frames: list[bytearray]) -> list[int]:
+        """References to the frames of a new stack, of which one that repeats the one before it is kept once."""
+        references: list[int] = []
+        for index, frame in enumerate(stack):
+            repeats = index > 0 and frames[index - 1] == frame
+            references.append(references[-1] if repeats else self.store.put(frame))
+        return references
+
+    def _split(self, observations: Any) -> Array:
+        """Observations (n_envs, *shape) as their frames (n_envs, n_stack, frame_size)."""
+        stacks = _batch(self.name, observations, self._batch_shape, self.dtype)
+        if self.channels_order == "last":  # (n_envs, pixels, n_stack, C) to (n_envs, n_stack, pixels, C)
+            stacks = stacks.reshape(len(stacks), -1, self.n_stack, self.shape[-1] // self.n_stack).swapaxes(1, 2)
+            stacks = np.ascontiguousarray(stacks)
+        return stacks.reshape(len(stacks), self.n_stack, -1)
 
     def rebuild(self, references: Array) -> Any:
         """Observations (…, *shape) from references (…, n_stack): an array, or a tensor on the device of the frames."""
@@ -320,21 +352,26 @@ class StackedObservations:
         slots, positions = np.unique(references[used], return_inverse=True)
         local = np.full_like(references, -1)
         local[used] = positions
-        return {"frames": self.store.to_numpy(self.store.get(slots)), "references": local}
+        frames = (
+            self.store.to_numpy(self.store.get(slots))
+            if used.any()
+            else np.empty((0, self.store.frame_size), self.dtype)
+        )
+        return {"frames": frames, "references": local}
 
-    def load_rows(self, rows: slice, saved: Mapping[str, Array]) -> None:
+    def load_rows(self, rows: slice, frames: Array, references: Array) -> None:
         """Undo :meth:`save_rows` in rows that hold nothing; raises as NumPy where shapes do not fit."""
-        local = saved["references"]
-        used = local >= 0
-        slots = np.array(self.store.put(saved["frames"]), np.int32)
-        references = np.full_like(self.references[rows], -1)
-        references[used] = slots[local[used]]
-        self.references[rows] = references
+        used = references >= 0
+        self.store.reserve(len(frames))
+        slots = np.array([self.store.put(frame) for frame in frames], np.int32)
+        kept = np.full_like(references, -1)
+        kept[used] = slots[references[used]]
+        self.references[rows] = kept
 
     def clear(self) -> None:
         """Forget everything."""
         self.references[:] = -1
-        self._newest = None
+        self._held = [[] for _ in self._held]
         self.store.clear()
 
 
@@ -369,31 +406,26 @@ class PlainObservations:
         self.observations = np.zeros((rows, n_envs, *self.shape), space.dtype)
         self.next_observations = np.zeros_like(self.observations)
 
-    def split(self, observations: Any) -> Array:
-        """Observations (n_envs, *shape); raises as :meth:`StackedObservations.split`."""
-        n_envs, dtype = self.observations.shape[1], self.observations.dtype
+    def check(self, observations: Any, next_observations: Any) -> tuple[Array, Array]:
+        """Both as arrays (n_envs, *shape).
+
+        Raises:
+            ValueError: If a shape is another.
+        """
+        return self._batch(observations), self._batch(next_observations)
+
+    def _batch(self, observations: Any) -> Array:
         if self.shape == (1,):  # of a Discrete space, whose observations have no axis of their own
             observations = np.asarray(observations).reshape(-1, 1)
-        return _batch(self.name, observations, self.shape, dtype, n_envs)
+        return _batch(self.name, observations, self.observations.shape[1:], self.observations.dtype)
 
-    def check(self, observations: Array, next_observations: Array) -> None:
-        """Approve of everything."""
-
-    def add(self, row: int, observations: Array, next_observations: Array) -> None:
-        """Keep the transitions of a row."""
-        self.observations[row], self.next_observations[row] = observations, next_observations
+    def add(self, row: int, pair: tuple[Array, Array]) -> None:
+        """Keep the transitions of a row, as :meth:`check` returned them."""
+        self.observations[row], self.next_observations[row] = pair
 
     def views(self) -> tuple[Array, Array]:
         """Observations and next observations (rows, n_envs, *shape)."""
         return self.observations, self.next_observations
-
-    def save_rows(self, rows: slice) -> dict[str, Array]:
-        """Transitions."""
-        return {"observations": self.observations[rows], "next_observations": self.next_observations[rows]}
-
-    def load_rows(self, rows: slice, saved: Mapping[str, Array]) -> None:
-        """Undo :meth:`save_rows`."""
-        self.observations[rows], self.next_observations[rows] = saved["observations"], saved["next_observations"]
 
     def clear(self) -> None:
         """Forget nothing: the buffer knows which rows count."""
@@ -408,17 +440,17 @@ class ObservationsByKey(dict[str, Any]):
         return {key: array[index] for key, array in self.items()}
 
 
-def _batch(name: str, observations: Any, shape: tuple[int, ...], dtype: Any, n_envs: int) -> Array:
-    """Observations as an array (n_envs, *shape)."""
-    batch: Array = np.asarray(observations, dtype)
-    if n_envs == 1 and batch.shape == shape:
+def _batch(name: str, observations: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Observations as a contiguous array of a shape (n_envs, …); one environment's may lack the first axis."""
+    batch: Array = np.ascontiguousarray(observations, dtype)
+    if batch.shape == shape:
+        return batch
+    if shape[0] == 1 and batch.shape == shape[1:]:
         return batch[None]
-    if batch.shape != (n_envs, *shape):
-        raise ValueError(
-            f"{name}: expected shape {(n_envs, *shape)}, for a buffer of {n_envs} environment(s), got {batch.shape}; a "
-            "buffer that was loaded needs as many environments as it was filled by"
-        )
-    return batch
+    raise ValueError(
+        f"{name}: expected shape {shape}, for a buffer of {shape[0]} environment(s), got {batch.shape}; a buffer that "
+        "was loaded needs as many environments as it was filled by"
+    )
 
 
 def _check_stack(name: str, space: spaces.Space[Any], n_stack: int, channels_order: str) -> None:
@@ -576,11 +608,9 @@ class FrameReplayBuffer(NStepReplayBuffer):
             )
         if not isinstance(self.observation_space, spaces.Dict):
             obs, next_obs = {_BOX: obs}, {_BOX: next_obs}
-        pairs = {key: (part.split(obs[key]), part.split(next_obs[key])) for key, part in self._parts.items()}
+        checked: dict[str, Any] = {key: part.check(obs[key], next_obs[key]) for key, part in self._parts.items()}
         for key, part in self._parts.items():
-            part.check(*pairs[key])
-        for key, part in self._parts.items():
-            part.add(self.pos, *pairs[key])
+            part.add(self.pos, checked[key])
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
         self.dones[self.pos] = done
@@ -636,21 +666,23 @@ class FrameReplayBuffer(NStepReplayBuffer):
             part.clear()
 
     def save_rows(self, rows: slice) -> dict[str, Array]:
-        """The observations of some rows, as arrays that :meth:`load_rows` takes."""
-        saved = {key: part.save_rows(rows) for key, part in self._parts.items()}
+        """The stacked observations of some rows, as arrays that :meth:`load_rows` takes."""
+        saved = {key: part.save_rows(rows) for key, part in self._stacked()}
         return {f"{key}/{name}": array for key, arrays in saved.items() for name, array in arrays.items()}
 
     def load_rows(self, rows: slice, saved: Mapping[str, Array]) -> None:
-        """Put observations of :meth:`save_rows` into a new buffer; the next one that is added begins a new stack.
+        """Put what :meth:`save_rows` returned into a new buffer; the next observation that is added begins a new stack.
 
         Raises:
             KeyError: If arrays are missing.
             IndexError: If a reference has no frame.
             ValueError: If shapes do not fit.
         """
-        for key, part in self._parts.items():
-            prefix = f"{key}/"
-            part.load_rows(rows, {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)})
+        for key, part in self._stacked():
+            part.load_rows(rows, frames=saved[f"{key}/frames"], references=saved[f"{key}/references"])
+
+    def _stacked(self) -> list[tuple[str, StackedObservations]]:
+        return [(key, part) for key, part in self._parts.items() if isinstance(part, StackedObservations)]
 
 
 def _check_arguments(

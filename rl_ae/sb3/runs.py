@@ -189,9 +189,8 @@ def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
 
 
 def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[SACAE, LearningCurve]:
-    model = ALGORITHMS[config.algo](
-        "CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **config.agent.arguments()
-    )
+    arguments = config.agent.arguments() | config.replay_arguments()
+    model = ALGORITHMS[config.algo]("CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **arguments)
     return model, LearningCurve(run.curve, config.log_every, config.pixels.action_repeat)
 
 

@@ -29,6 +29,7 @@ from rl_ae.precision import autocast
 from rl_ae.sb3.extractor import image_shape
 from rl_ae.sb3.memory import check_replay_memory
 from rl_ae.sb3.policies import POLICY_ALIASES, SACAEActor, SACAECritic, SACAEPolicy
+from rl_ae.sb3.replay import FrameReplayBuffer
 
 SelfSACAE = TypeVar("SelfSACAE", bound="SACAE")
 
@@ -215,6 +216,8 @@ class SACAE(SAC):
         shape = image_shape(self.observation_space)
         self.autoencoder_config = resolve_config(self.autoencoder, shape)
         self._check_memory()
+        if issubclass(self.replay_buffer_class or ReplayBuffer, FrameReplayBuffer):  # as SB3 does for its own
+            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma} | self.replay_buffer_kwargs
 
         own_policy_kwargs = self.policy_kwargs
         self.policy_kwargs = self._completed_policy_kwargs()
