@@ -6,13 +6,13 @@ both in full, 2n frames a transition; here a transition keeps n + 1 references, 
 
 import errno
 import functools
-import operator
+import itertools
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -78,13 +78,14 @@ class FrameStore:
             self._frames = self._grow(capacity)
             self.capacity = capacity
 
-    def put(self, frame: Array) -> int:
+    def put(self, frame: Any) -> int:
         """Keep a frame (frame_size,), for which room was reserved; returns its slot."""
         if self._free:
             slot = self._free.pop()
         else:
-            slot, self._used = self._used, self._used + 1
-        self._write(slot, frame)
+            slot = self._used
+            self._used += 1
+        self._frames[slot] = frame
         return slot
 
     def get(self, slots: Array) -> Any:
@@ -106,13 +107,13 @@ class FrameStore:
         self._frames.resize((capacity, self.frame_size), refcheck=False)  # there are no views: `get` copies
         return self._frames
 
-    def _write(self, slots: int | slice, frames: Array) -> None:
-        self._frames[slots] = frames
-
     def to_numpy(self, frames: Any) -> Array:
         """Frames that :meth:`get` returned, as an array."""
         array: Array = frames
         return array
+
+    def _from_numpy(self, frames: Array) -> Any:
+        return frames
 
     def __getstate__(self) -> dict[str, Any]:
         saved = None if self._frames is None else self.to_numpy(self._frames[: self._used])
@@ -122,7 +123,7 @@ class FrameStore:
         vars(self).update(state)
         if self._frames is not None:
             saved, self._frames = self._frames, self._allocate(self.capacity)
-            self._write(slice(self._used), saved)
+            self._frames[: self._used] = self._from_numpy(saved)
 
 
 class MappedFrameStore(FrameStore):
@@ -180,6 +181,9 @@ class DeviceFrameStore(FrameStore):
         super().__init__(capacity, frame_size, dtype)
         self.device = device
 
+    def put(self, frame: Any) -> int:
+        return super().put(self._from_numpy(frame))
+
     def get(self, slots: Array) -> Any:
         return self._frames.index_select(0, torch.as_tensor(slots, dtype=torch.long, device=self.device))
 
@@ -192,8 +196,8 @@ class DeviceFrameStore(FrameStore):
         grown[: len(self._frames)] = self._frames
         return grown
 
-    def _write(self, slots: int | slice, frames: Array) -> None:
-        self._frames[slots] = torch.tensor(frames, device=self.device)
+    def _from_numpy(self, frames: Array) -> Any:
+        return torch.tensor(frames, device=self.device)
 
     def to_numpy(self, frames: Any) -> Array:
         return super().to_numpy(frames.cpu().numpy())
@@ -207,20 +211,9 @@ class DeviceFrameStore(FrameStore):
 # ---------------------------------------------------------------------- observations of one key
 
 
-class Step(NamedTuple):
-    """A transition of one environment, compared but not kept yet.
-
-    Attributes:
-        stack: Frames of the observation, (n_stack, frame_size).
-        newest: Newest frame of the next observation.
-        frames: Frames of the observation, as bytes.
-        continues: Whether the observation is the last next observation, and its frames are kept already.
-    """
-
-    stack: Array
-    newest: Array
-    frames: list[bytearray]
-    continues: bool
+#: Frames (n_stack, frame_size) of an observation and of the next one, compared but not kept yet, and whether the
+#: observation is the last next observation, whose frames are kept already.
+Step: TypeAlias = tuple[Array, Array, bool]
 
 
 class StackedObservations:
@@ -256,13 +249,14 @@ class StackedObservations:
         self.n_stack, self.channels_order = n_stack, channels_order
         frame_size = int(np.prod(space.shape)) // n_stack
         transitions = rows * n_envs
+        self._stacked_shape = (n_envs, n_stack, frame_size)
         self.store = make_store(transitions + transitions // _SLACK + n_envs * n_stack, frame_size, space.dtype)
         #: (rows, n_envs, n_stack + 1): slots of a transition's frames, oldest first; -1 where there is no transition.
         #: The first n_stack are the observation's, the last n_stack the next observation's.
         self.references = np.full((rows, n_envs, n_stack + 1), -1, np.int32)
-        #: For each environment the n_stack frames of its last next observation; none at first. As bytearrays, because
-        #: those compare with an array by memcmp, several times as fast as NumPy.
-        self._held: list[list[bytearray]] = [[] for _ in range(n_envs)]
+        #: For each environment its last next observation, none at first. As bytearrays, because those compare with an
+        #: array, or a part of themselves with it, by memcmp: several times as fast as NumPy.
+        self._held = [bytearray() for _ in range(n_envs)]
 
     def check(self, observations: Any, next_observations: Any) -> list[Step]:
         """Compare the frames of observations with those that are held, and with those of the next observations.
@@ -277,53 +271,48 @@ class StackedObservations:
             ValueError: If a shape is another, or a next observation is not its observation moved on by one frame.
         """
         steps: list[Step] = []
+        new_frames = 0
         stacks, next_stacks = self._split(observations), self._split(next_observations)
-        for held, stack, next_stack in zip(self._held, stacks, next_stacks, strict=True):
-            continues = len(held) > 0 and all(map(operator.eq, held, stack))
-            frames = held if continues else [bytearray(frame.data) for frame in stack]
-            if not all(map(operator.eq, frames[1:], next_stack)):
+        frame = stacks[0, 0].nbytes
+        for env, held in enumerate(self._held):
+            stack, next_stack = stacks[env], next_stacks[env]
+            continues = held.startswith(stack)
+            frames = held if continues else bytearray(stack)
+            if not frames.startswith(next_stack[:-1], frame):
                 raise ValueError(
                     f"{self.name} is not a frame stack of n_stack={self.n_stack} along the {self.channels_order} axis "
-                    f"of {self.shape}: in environment {len(steps)} the next observation's {self.n_stack - 1} older "
+                    f"of {self.shape}: in environment {env} the next observation's {self.n_stack - 1} older "
                     "frames are not the observation's newer ones; check n_stack and channels_order, or use "
                     "Stable-Baselines3's buffer"
                 )
-            steps.append(Step(stack, next_stack[-1], frames, continues))
-        self.store.reserve(sum(1 if step.continues else 1 + self.n_stack for step in steps))
+            steps.append((stack, next_stack, continues))
+            new_frames += 1 if continues else self.n_stack + 1
+        self.store.reserve(new_frames)
         return steps
 
     def add(self, row: int, steps: list[Step]) -> None:
         """Keep the transitions of a row, as :meth:`check` returned them."""
-        last = self.references[row - 1].tolist()
-        overwritten = self.references[row].tolist()
-        self.references[row] = [self._refer(env, step, last[env]) for env, step in enumerate(steps)]
+        references, overwritten = self.references[row - 1].tolist(), self.references[row].tolist()
+        for env, (stack, next_stack, continues) in enumerate(steps):
+            slots = references[env][1:] if continues else self._put_stack(stack)
+            held = self._held[env] = bytearray(next_stack)
+            moves = not held.endswith(stack[-1])
+            references[env] = [*slots, self.store.put(next_stack[-1]) if moves else slots[-1]]
+        self.references[row] = references
         if overwritten[0][0] < 0:  # nothing was
             return
         # A frame is referred to from its first to its last transition without a gap, so what the oldest transition
         # refers to, and the next oldest does not, is referred to no more.
         following = self.references[(row + 1) % len(self.references)].tolist()
-        for slots, still in zip(overwritten, following, strict=True):
-            self.store.release(set(slots).difference(still))
+        for gone, still in zip(overwritten, following, strict=True):
+            self.store.release(set(gone).difference(still))
 
-    def _refer(self, env: int, step: Step, last: list[int]) -> list[int]:
-        """References to the frames of a transition, of which those that are new are put into the store."""
-        stack, newest, frames, continues = step
-        references = last[1:] if continues else self._put_stack(stack, frames)
-        if frames[-1] == newest:
-            references.append(references[-1])
-            self._held[env] = [*frames[1:], frames[-1]]
-        else:
-            references.append(self.store.put(newest))
-            self._held[env] = [*frames[1:], bytearray(newest.data)]
-        return references
-
-    def _put_stack(self, stack: Array, frames: list[bytearray]) -> list[int]:
+    def _put_stack(self, stack: Array) -> list[int]:
         """References to the frames of a new stack, of which one that repeats the one before it is kept once."""
-        references: list[int] = []
-        for index, frame in enumerate(stack):
-            repeats = index > 0 and frames[index - 1] == frame
-            references.append(references[-1] if repeats else self.store.put(frame))
-        return references
+        slots = [self.store.put(stack[0])]
+        for before, frame in itertools.pairwise(stack):
+            slots.append(self.store.put(frame) if bytearray(before) != frame else slots[-1])
+        return slots
 
     def _split(self, observations: Any) -> Array:
         """Observations (n_envs, *shape) as their frames (n_envs, n_stack, frame_size)."""
@@ -331,7 +320,7 @@ class StackedObservations:
         if self.channels_order == "last":  # (n_envs, pixels, n_stack, C) to (n_envs, n_stack, pixels, C)
             stacks = stacks.reshape(len(stacks), -1, self.n_stack, self.shape[-1] // self.n_stack).swapaxes(1, 2)
             stacks = np.ascontiguousarray(stacks)
-        return stacks.reshape(len(stacks), self.n_stack, -1)
+        return stacks.reshape(self._stacked_shape)
 
     def rebuild(self, references: Array) -> Any:
         """Observations (…, *shape) from references (…, n_stack): an array, or a tensor on the device of the frames."""
@@ -371,7 +360,7 @@ class StackedObservations:
     def clear(self) -> None:
         """Forget everything."""
         self.references[:] = -1
-        self._held = [[] for _ in self._held]
+        self._held = [bytearray() for _ in self._held]
         self.store.clear()
 
 
@@ -572,7 +561,8 @@ class FrameReplayBuffer(NStepReplayBuffer):
             self.next_observations = ObservationsByKey({key: pair[1] for key, pair in views.items()})
         else:
             self.observations, self.next_observations = views[_BOX]
-        check_fit(self.buffer_size * n_envs, self.bytes_per_step())
+        #: What it needs and what there is, in one line.
+        self.memory_report = check_fit(self.buffer_size * n_envs, self.bytes_per_step())
 
     def bytes_per_step(self) -> int:
         """Bytes of main memory that a transition takes, in episodes that are much longer than a stack."""
@@ -608,9 +598,11 @@ class FrameReplayBuffer(NStepReplayBuffer):
             )
         if not isinstance(self.observation_space, spaces.Dict):
             obs, next_obs = {_BOX: obs}, {_BOX: next_obs}
-        checked: dict[str, Any] = {key: part.check(obs[key], next_obs[key]) for key, part in self._parts.items()}
+        checked: list[tuple[Any, Any]] = []
         for key, part in self._parts.items():
-            part.add(self.pos, checked[key])
+            checked.append((part, part.check(obs[key], next_obs[key])))
+        for part, pair in checked:
+            part.add(self.pos, pair)
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
         self.dones[self.pos] = done

@@ -227,6 +227,8 @@ class SACAE(SAC):
                 warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
             super()._setup_model()
         self.policy_kwargs = own_policy_kwargs
+        if self.verbose >= 1 and self.env is not None and isinstance(self.replay_buffer, FrameReplayBuffer):
+            print(self.replay_buffer.memory_report)
 
         if is_pretrained(self.autoencoder):  # its weights are the agent's from now on, and saved with it
             self.autoencoder = self.autoencoder_config
