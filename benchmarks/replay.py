@@ -224,7 +224,7 @@ def time_table(records: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, int]], times: list[dict[str, Any]], arguments: Arguments) -> None:
     """Memory over transitions, and the ratios of the times."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     each = bytes_per_step(IMAGES, ACTIONS, optimize_memory_usage=False)
     left.plot([0, arguments.transitions], [0, arguments.transitions * each / 1e9], "k--", label="SB3, computed")
@@ -240,11 +240,11 @@ def plot(rows: list[dict[str, int]], times: list[dict[str, Any]], arguments: Arg
             )
     left.set(xlabel="transitions added", ylabel="growth of resident memory, GB", ylim=(0, None))
     left.legend(fontsize="small")
-    labels = [f"{record['what']}\n{record['case']}, {record['n_envs']}" for record in times]
+    labels = [f"{record['what']}, {record['case']}, {record['n_envs']} env." for record in times]
     low, middle, high = np.array([record["ratio"] for record in times]).T
     right.barh(labels, middle, xerr=[middle - low, high - middle], color="C0", alpha=0.7)
     right.axvline(1.0, color="k", ls="--")
-    right.tick_params(axis="y", labelsize="x-small")
+    right.tick_params(axis="y", labelsize="small")
     right.invert_yaxis()
     right.set(xlabel="time, FrameReplayBuffer / SB3, median and quartiles")
     for axes in (left, right):
