@@ -1,22 +1,30 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import DotEnv
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.vec_env import DummyVecEnv
+from gymnasium import spaces
+from safetensors.numpy import load_file, save_file
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from rl_ae import ConvConfig, RAEConfig
-from rl_ae.sb3 import SACAE, NonFiniteError, checkpoint
+from rl_ae.sb3 import SACAE, FrameReplayBuffer, NonFiniteError, checkpoint
 from rl_ae.sb3.checkpoint import CheckpointWriter, load_agent, read_state, resume_agent
 
 CONFIG = RAEConfig(latent_dim=4, conv=ConvConfig(filters=(4,), strides=(2,)))
 
 
 def make_env(n_envs=1):
-    return DummyVecEnv([lambda: DotEnv((1, 8, 8), episode_length=7)] * n_envs)
+    env = DummyVecEnv([lambda: DotEnv((1, 8, 8), episode_length=7)] * n_envs)
+    return VecFrameStack(env, 3, channels_order="first")
+
+
+FRAMES = {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": 3}}
+either_buffer = pytest.mark.parametrize("replay", [{}, FRAMES], ids=["sb3", "frames"])
 
 
 def make_agent(n_envs=1, **kwargs):
@@ -40,10 +48,11 @@ def buffers_agree(one, other):
     assert (one.pos, one.full) == (other.pos, other.full)
 
 
+@either_buffer
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("steps", [(10,), (10, 16, 20), (30, 38, 40, 44), (60,), (20, 200), (39, 40, 41)], ids=str)
-def test_the_replay_buffer_comes_back_after_any_sequence_of_saves(tmp_path, steps, n_envs):
-    agent, writer = make_agent(n_envs, gradient_steps=0), CheckpointWriter(tmp_path)
+def test_the_replay_buffer_comes_back_after_any_sequence_of_saves(tmp_path, steps, n_envs, replay):
+    agent, writer = make_agent(n_envs, gradient_steps=0, **replay), CheckpointWriter(tmp_path)
     for total in steps:
         agent.learn(total * n_envs - agent.num_timesteps, reset_num_timesteps=False)
         writer.save(agent, {"seconds": 1.5})
@@ -67,9 +76,10 @@ def test_only_changed_chunks_are_written_again(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == named
 
 
+@either_buffer
 @pytest.mark.parametrize("first", [16, 20, 24, 40])  # at the end of a chunk, within one, with a full buffer
-def test_a_new_process_continues_the_same_chunks(tmp_path, first):
-    agent = make_agent(gradient_steps=0).learn(first)
+def test_a_new_process_continues_the_same_chunks(tmp_path, first, replay):
+    agent = make_agent(gradient_steps=0, **replay).learn(first)
     CheckpointWriter(tmp_path).save(agent, {})
     resumed = resume_agent(tmp_path, make_env())
     resumed.learn(5, reset_num_timesteps=False)
@@ -90,6 +100,38 @@ def test_another_agents_folder_is_written_anew(tmp_path):
     buffers_agree(resume_agent(tmp_path, make_env()).replay_buffer, other.replay_buffer)
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "notes").is_dir()
     assert len(list(tmp_path.glob("replay-*"))) == 3
+
+
+def test_of_frames_only_those_of_a_chunks_rows_are_in_its_file(tmp_path):
+    agent, writer = make_agent(gradient_steps=0, **FRAMES), CheckpointWriter(tmp_path)
+    agent.learn(44)
+    writer.save(agent, {})
+    for name in read_state(tmp_path)["replay"]["chunks"].values():
+        frames, references = (load_file(tmp_path / name)[f"/{array}"] for array in ("frames", "references"))
+        assert len(frames) == len(np.unique(references)) <= 8 + 2 * 3  # a stack at its start, and another episode's
+
+
+@pytest.mark.parametrize("kind", [DictReplayBuffer, FrameReplayBuffer])
+def test_a_dict_of_observations_comes_back(tmp_path, kind):
+    space = spaces.Dict({"camera": spaces.Box(0, 255, (2, 4, 4), np.uint8), "vector": spaces.Box(-1, 1, (3,))})
+    kwargs = {"n_stack": 2} if kind is FrameReplayBuffer else {}
+
+    def make_buffer():
+        return kind(20, space, spaces.Discrete(2), device="cpu", **kwargs)
+
+    buffer, rng = make_buffer(), np.random.default_rng(0)
+    frames, vectors = rng.integers(0, 256, (27, 4, 4), dtype=np.uint8), rng.normal(size=(26, 1, 3))
+    for row in range(25):
+        now, then = ({"camera": frames[None, i : i + 2], "vector": vectors[i]} for i in (row, row + 1))
+        buffer.add(now, then, np.array([row % 2]), np.array([row]), np.array([False]), [{}])
+    saved = CheckpointWriter(tmp_path)._save_replay(SimpleNamespace(replay_buffer=buffer, num_timesteps=25))
+    again = make_buffer()
+    checkpoint._load_replay(again, json.loads(json.dumps(saved)), tmp_path)
+    rows = np.arange(20)
+    for name in ("observations", "next_observations"):
+        for key in space:
+            assert np.array_equal(getattr(again, name)[key][rows, 0], getattr(buffer, name)[key][rows, 0])
+    assert np.array_equal(again.rewards, buffer.rewards) and (again.pos, again.full) == (5, True)
 
 
 def test_arrays_of_an_unknown_buffer_are_kept(tmp_path):
@@ -115,8 +157,9 @@ def test_broken_weights_do_not_replace_good_ones(tmp_path):
     assert torch.isfinite(resume_agent(tmp_path, make_env()).actor.mu.bias).all()
 
 
-def test_updates_and_draws_continue_where_they_were(tmp_path):
-    agent = make_agent().learn(20)
+@either_buffer
+def test_updates_and_draws_continue_where_they_were(tmp_path, replay):
+    agent = make_agent(**replay).learn(20)
     CheckpointWriter(tmp_path).save(agent, {})
     draws = torch.rand(3), np.random.rand(3), agent.action_space.sample()
     agent.train(3, 4)
@@ -130,9 +173,10 @@ def test_updates_and_draws_continue_where_they_were(tmp_path):
         assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
 
 
+@either_buffer
 @pytest.mark.parametrize("saved_at", [17, 40, 57])  # in an episode, with a full buffer, after wrapping
-def test_no_n_step_return_crosses_the_boundary(tmp_path, saved_at):
-    agent = make_agent(n_steps=4, gradient_steps=0).learn(saved_at)
+def test_no_n_step_return_crosses_the_boundary(tmp_path, saved_at, replay):
+    agent = make_agent(n_steps=4, gradient_steps=0, **replay).learn(saved_at)
     CheckpointWriter(tmp_path).save(agent, {})
     resumed = resume_agent(tmp_path, make_env())
     boundary = (resumed.replay_buffer.pos - 1) % 40
@@ -182,8 +226,9 @@ def test_a_kill_between_any_two_files_leaves_the_last_checkpoint(tmp_path, monke
     assert resume_agent(tmp_path / f"copy{len(states) - 1}", make_env()).num_timesteps == 50
 
 
-def test_damage_is_named(tmp_path):
-    agent = make_agent(gradient_steps=0).learn(20)
+@either_buffer
+def test_damage_is_named(tmp_path, replay):
+    agent = make_agent(gradient_steps=0, **replay).learn(20)
     CheckpointWriter(tmp_path / "good").save(agent, {})
     state = read_state(tmp_path / "good")
 
@@ -220,10 +265,19 @@ def test_damage_is_named(tmp_path):
         resume_agent(tmp_path / "good", make_env(2))
 
 
+def test_a_reference_without_a_frame_is_damage(tmp_path):
+    CheckpointWriter(tmp_path).save(make_agent(gradient_steps=0, **FRAMES).learn(20), {})
+    chunk = tmp_path / read_state(tmp_path)["replay"]["chunks"]["1"]
+    arrays = load_file(chunk)
+    save_file({**arrays, "/references": arrays["/references"] + 1}, chunk)
+    with pytest.raises(ValueError, match=r"is damaged: IndexError"):
+        resume_agent(tmp_path, make_env())
+
+
 def test_an_agent_alone_loads_without_its_buffer(tmp_path):
     agent = make_agent(buffer_size=40).learn(20)
     CheckpointWriter(tmp_path).save(agent, {})
     loaded = load_agent(tmp_path, buffer_size=1)
-    observation = DotEnv((1, 8, 8)).reset(seed=0)[0]
+    observation = make_env().reset()[0]
     assert np.array_equal(*(a.predict(observation, deterministic=True)[0] for a in (agent, loaded)))
     assert loaded.replay_buffer.buffer_size == 1

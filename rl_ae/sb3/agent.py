@@ -32,6 +32,7 @@ from rl_ae.precision import autocast
 from rl_ae.sb3.memory import check_replay_memory
 from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, make_views, resolved
 from rl_ae.sb3.policies import AutoencoderPolicy, TiedCritic
+from rl_ae.sb3.replay import FrameReplayBuffer
 
 SelfAgent = TypeVar("SelfAgent", bound="AutoencoderAgent")
 
@@ -147,6 +148,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self._check_arguments()
         make_views(self.observation_space, self.autoencoder)
         self._check_memory()
+        if issubclass(self.replay_buffer_class or ReplayBuffer, FrameReplayBuffer):  # as SB3 does for its own
+            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma} | self.replay_buffer_kwargs
 
         own_policy_kwargs = self.policy_kwargs
         self.policy_kwargs = self._completed_policy_kwargs()
@@ -156,6 +159,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
                 warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
             super()._setup_model()
         self.policy_kwargs = own_policy_kwargs
+        if self.verbose >= 1 and self.env is not None and isinstance(self.replay_buffer, FrameReplayBuffer):
+            print(self.replay_buffer.memory_report)
 
         # the weights of a saved autoencoder are the agent's from now on, and saved with it
         self.autoencoder = resolved(self.observation_space, self.autoencoder)

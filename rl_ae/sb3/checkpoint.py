@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rl_ae import generators
 from rl_ae.sb3.agent import AutoencoderAgent, NonFiniteError
 from rl_ae.sb3.pictures import write_atomically
+from rl_ae.sb3.replay import FrameReplayBuffer
 from rl_ae.sb3.sac_ae import SACAE
 from rl_ae.sb3.td3_ae import TD3AE
 
@@ -95,6 +96,8 @@ class CheckpointWriter:
                 name = f"replay-{chunk}-{model.num_timesteps}.safetensors"
                 rows = slice(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)
                 arrays = {key: array[rows] for key, array in _replay_arrays(buffer).items()}
+                if isinstance(buffer, FrameReplayBuffer):
+                    arrays |= buffer.save_rows(rows)
                 write_atomically(self.folder / name, functools.partial(save_file, arrays))
             chunks[str(chunk)] = name
         return {**_replay_facts(buffer), "pos": buffer.pos, "full": buffer.full, "chunks": chunks}
@@ -177,9 +180,13 @@ def _random_state(model: AutoencoderAgent) -> dict[str, Any]:
 
 def _replay_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray[Any, Any]]:
     """Every array with a row a transition, those of a buffer class unknown here too."""
+    named = dict(vars(buffer))
+    for name, value in vars(buffer).items():
+        if isinstance(value, dict):  # of observations, by key
+            named |= {f"{name}/{key}": array for key, array in value.items()}
     return {
         name: value
-        for name, value in vars(buffer).items()
+        for name, value in named.items()
         if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == buffer.buffer_size
     }
 
@@ -189,7 +196,11 @@ def _replay_facts(buffer: ReplayBuffer) -> dict[str, Any]:
         "class": type(buffer).__name__,
         "buffer_size": buffer.buffer_size,
         "n_envs": buffer.n_envs,
-        "obs_shape": list(buffer.obs_shape),
+        "obs_shape": (
+            {key: list(shape) for key, shape in buffer.obs_shape.items()}
+            if isinstance(buffer.obs_shape, dict)
+            else list(buffer.obs_shape)
+        ),
     }
 
 
@@ -200,12 +211,14 @@ def _load_replay(buffer: ReplayBuffer, saved: Mapping[str, Any], folder: Path) -
         raise ValueError(f"the replay buffer of {folder} does not fit: expected {expected}, got {found}")
     arrays = _replay_arrays(buffer)
     for chunk, name in saved["chunks"].items():
-        start = int(chunk) * CHUNK_ROWS
+        target = slice(int(chunk) * CHUNK_ROWS, (int(chunk) + 1) * CHUNK_ROWS)
         try:
             rows = load_file(folder / name)
             for key, array in arrays.items():
-                array[start : start + CHUNK_ROWS] = rows[key]
-        except (SafetensorError, KeyError, ValueError) as error:
+                array[target] = rows[key]
+            if isinstance(buffer, FrameReplayBuffer):
+                buffer.load_rows(target, rows)
+        except (SafetensorError, KeyError, ValueError, IndexError) as error:
             raise ValueError(f"{folder / name} is damaged: {error!r}") from error
     buffer.pos, buffer.full = saved["pos"], saved["full"]
 

@@ -133,7 +133,7 @@ def reconstruction_quality(autoencoder: Autoencoder, observations: Sequence[Obse
 def spread_observations(buffer: ReplayBuffer, count: int) -> Observations:
     """``count`` observations (count, C, H, W) spread evenly over a replay buffer, of its first environment."""
     rows = np.linspace(0, buffer.size() - 1, count).astype(int)
-    observations: Observations = buffer.observations[rows, 0]
+    observations: Observations = torch.as_tensor(buffer.observations[rows, 0]).cpu().numpy()
     return observations
 
 

@@ -83,8 +83,12 @@ def check_replay_memory(
     Warns:
         UserWarning: If it does not fit now.
     """
+    return check_fit(buffer_size, bytes_per_step(observation_space, action_space, optimize_memory_usage), memory)
+
+
+def check_fit(buffer_size: int, each: int, memory: Memory | None = None) -> str:
+    """Compare what transitions of ``each`` so many bytes need with what there is; as :func:`check_replay_memory`."""
     free, limit = available_memory() if memory is None else memory
-    each = bytes_per_step(observation_space, action_space, optimize_memory_usage)
     needed = buffer_size * each
     message = (
         f"replay buffer needs {needed / 1e9:.1f} GB ({buffer_size:_} transitions of {each:_} bytes), "
@@ -94,5 +98,5 @@ def check_replay_memory(
     if needed > limit:
         raise MemoryError(advice)
     if needed > free:
-        warnings.warn(advice, stacklevel=2)
+        warnings.warn(advice, stacklevel=3)
     return message

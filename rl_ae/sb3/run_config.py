@@ -13,6 +13,7 @@ from rl_ae.configs import DEFAULT_AUTOENCODER, named_config
 from rl_ae.envs import Frame, PixelConfig, make_pixel_env
 from rl_ae.factory import is_pretrained
 from rl_ae.precision import has_fast_bf16
+from rl_ae.sb3.replay import FrameReplayBuffer
 
 #: Fields of :class:`AgentConfig` that change the autoencoder's config.
 _AUTOENCODER_FIELDS = ("latent_dim", "input_centre", "output_centre")
@@ -123,6 +124,7 @@ class RunConfig:
         checkpoint_every: Steps between two checkpoints.
         eval_every: Steps between two evaluations.
         eval_episodes: Episodes an evaluation.
+        replay: frames keeps each frame of a stack once, sb3 as often as it is seen; what is replayed is the same.
         pixels: How the environment becomes pixels.
         agent: Arguments of the algorithm.
 
@@ -141,6 +143,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
     eval_every: int = 10_000
     eval_episodes: int = 5
+    replay: Literal["frames", "sb3"] = "frames"
     pixels: Annotated[PixelConfig, tyro.conf.arg(name="")] = PixelConfig()
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = AgentConfig()
 
@@ -162,6 +165,15 @@ class RunConfig:
     def make_env(self) -> gym.Env[Frame, Any]:
         """The environment; raises as :func:`~rl_ae.envs.make_pixel_env`."""
         return make_pixel_env(self.env, self.pixels, **json.loads(self.env_kwargs))
+
+    def replay_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the algorithm that choose its replay buffer."""
+        if self.replay == "sb3":
+            return {}
+        return {
+            "replay_buffer_class": FrameReplayBuffer,
+            "replay_buffer_kwargs": {"n_stack": self.pixels.frame_stack},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that :meth:`from_dict` turns back into an equal config."""

@@ -193,7 +193,7 @@ def _make_env(config: RunConfig, n_envs: int) -> VecEnv:
 
 
 def _start(run: Run, config: RunConfig, env: VecEnv) -> tuple[AutoencoderAgent, LearningCurve]:
-    algorithm, arguments = ALGORITHMS[config.algo], config.agent.arguments()
+    algorithm, arguments = ALGORITHMS[config.algo], config.agent.arguments() | config.replay_arguments()
     if foreign := sorted(arguments.keys() - inspect.signature(algorithm).parameters.keys()):
         raise ValueError(f"{config.algo} has no {', '.join(foreign)}; see rl-ae train --help")
     model = algorithm("CnnPolicy", env, seed=config.seed, device=config.device, verbose=1, **arguments)
