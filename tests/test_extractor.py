@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 
 from rl_ae import ConvConfig, RAEConfig, create_autoencoder
-from rl_ae.sb3 import AutoencoderExtractor
+from rl_ae.sb3 import AutoencoderExtractor, AuxiliaryLossCallback
 from rl_ae.sb3.observations import image_shape
 
 CONFIG = RAEConfig(latent_dim=8, conv=ConvConfig(filters=(8, 8), strides=(2, 2), padding=1))
@@ -53,6 +53,19 @@ def test_sac_has_three_encoders_of_its_own():
     assert not (parameters["actor"] & parameters["critic"] | parameters["critic"] & parameters["critic_target"])
     in_optimizer = {id(p) for group in agent.critic.optimizer.param_groups for p in group["params"]}
     assert parameters["critic"] <= in_optimizer and not parameters["actor"] & in_optimizer
+
+
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_a_frozen_encoder_stays(algorithm):
+    """By the agent's losses and by the callback's, which then trains the decoder alone."""
+    agent = make_agent(algorithm, features_extractor_kwargs={"autoencoder": CONFIG, "freeze": True})
+    before = {n: [p.clone() for p in e.parameters()] for n, e in extractors(agent).items()}
+    callback = AuxiliaryLossCallback()
+    agent.learn(64, callback=callback)
+    for name, extractor in extractors(agent).items():
+        assert all(torch.equal(p, old) for p, old in zip(extractor.parameters(), before[name], strict=True)), name
+    learner = next(iter(callback.learners["observation"].values()))
+    assert learner.step > 0 and all(p.grad is not None for p in learner.autoencoder.decoder.parameters())
 
 
 def test_features_are_the_latents_mode():

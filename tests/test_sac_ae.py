@@ -354,6 +354,32 @@ def test_logged_keys_are_sb3s(tmp_path):
     } <= set(header)
 
 
+def test_what_trains_the_encoder_is_logged():
+    """Every third step of the representation loss, the gradients of both losses as they stand at the trunk."""
+    agent = make_agent(diagnostics_interval=3, catch_up_updates=0, autoencoder="vae")
+    agent.learn(21)
+    with agent.generators.active():
+        batches = [agent._sample(8) for _ in range(6)]
+    logged = []
+    for batch in batches:
+        due = agent.learner.step % 3 == 0
+        agent._update_critic(batch, None)
+        td = torch.cat([p.grad.flatten() for p in agent.critic.features_extractor.trunk_parameters()])
+        metrics = agent._update_representation(batch)
+        ae = torch.cat([p.grad.flatten() for p in agent.critic.features_extractor.trunk_parameters()])
+        assert ("gradient_cosine" in metrics) == due
+        if due:
+            logged.append(metrics)
+            assert metrics["td_gradient_norm"].item() == pytest.approx(td.norm().item(), rel=1e-4)
+            assert metrics["ae_gradient_norm"].item() == pytest.approx(ae.norm().item(), rel=1e-4)
+            cosine = torch.nn.functional.cosine_similarity(td, ae, dim=0).item()
+            assert metrics["gradient_cosine"].item() == pytest.approx(cosine, rel=1e-3, abs=1e-5)
+            latent = agent.policy.autoencoder.encode(batch.observations).mu
+            assert metrics["latent_norm"].item() == pytest.approx(latent.norm(dim=1).mean().item(), rel=1e-4)
+            assert {"psnr", "active_units", "effective_rank", "latent_kl"} <= metrics.keys()
+    assert len(logged) == 2
+
+
 def test_same_seed_same_agent():
     first, second, third = (make_agent(seed=seed).learn(40) for seed in (1, 1, 2))
     same = [torch.equal(a, b) for a, b in zip(parameters(first).values(), parameters(second).values(), strict=True)]
@@ -466,6 +492,14 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         SACAE.load(tmp_path / "agent.zip")
     with pytest.raises(FileNotFoundError):
         SACAE.load(tmp_path / "absent")
+
+
+def test_an_agent_of_another_autoencoder_is_refused(tmp_path):
+    make_agent().save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"agent does not fit these autoencoder: (.|\n)*trunk"):
+        SACAE.load(tmp_path / "agent", autoencoder="vae")
+    with pytest.raises(ValueError, match="does not fit these policy_kwargs"):
+        SACAE.load(tmp_path / "agent", policy_kwargs={"net_arch": [8]})
 
 
 def test_a_checkpoint_marked_cuda_loads_on_a_cpu(tmp_path, monkeypatch):

@@ -407,10 +407,17 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         """Load an agent; arguments as in Stable-Baselines3.
 
         Raises:
-            ValueError: If the file is damaged, or not an agent of this class.
+            ValueError: If the file is damaged, not an agent of this class, or of another autoencoder or policy than the
+                arguments say.
         """
         _check_archive(path, cls.__name__, cls.archive_mark)
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except RuntimeError as error:
+            changed = sorted(kwargs.keys() & {"autoencoder", "policy_kwargs"})
+            if not changed:
+                raise
+            raise ValueError(f"{path} does not fit these {' and '.join(changed)}: {error}") from error
 
     #: An attribute that the other algorithm's saved agents do not have.
     archive_mark: str
