@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import codes, disentanglement
+from benchmarks import auxiliary, codes, disentanglement
 
 
 @pytest.fixture
@@ -93,3 +93,28 @@ def test_codes_are_compared_on_frames_of_other_episodes(run, monkeypatch):
     forbid_training(monkeypatch, codes)
     monkeypatch.setattr(codes, "drive", drive)
     run(codes, *flags)
+
+
+def test_the_auxiliary_loss_is_compared_with_none(run, monkeypatch):
+    monkeypatch.setattr(auxiliary, "CURVE_EVERY", 25)
+    monkeypatch.setattr(auxiliary, "EPISODES", 1)
+    monkeypatch.setattr(auxiliary, "AGENT", {**auxiliary.AGENT, "learning_starts": 10})
+    flags = ["--seeds", "0", "--steps", "60"]
+    results = run(auxiliary, *flags)
+    records = json.loads((results / "summary.json").read_text())["runs"]
+    assert [record["variant"] for record in records] == ["alone", "callback"]
+    for record in records:
+        curve = read(results / f"{record['variant']}_seed0.csv")
+        assert tuple(curve[0]) == auxiliary.CURVE_COLUMNS
+        assert [row["step"] for row in curve] == ["25", "50", "60"]
+        assert record["evaluation"] >= 8.0  # frames a pole takes to fall
+        assert (record["psnr"] is None) == (record["variant"] == "alone")
+        assert (float(curve[-1]["psnr"]) > 0.0) == (record["variant"] == "callback")
+    assert len((results / "table.md").read_text().splitlines()) == 2 + 2 * 2
+    assert (results / "curves.png").stat().st_size > 0
+
+    def train(*arguments):
+        raise AssertionError(f"trained again: {arguments}")
+
+    monkeypatch.setattr(auxiliary, "run", train)
+    run(auxiliary, *flags)
