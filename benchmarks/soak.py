@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak --algo sac_ae td3_ae --updates 50000
 
-Each agent learns from rendered Pendulum, an update a step, on small images and networks: what leaks does so per update,
-not per pixel. Its replay buffer is full long before memory is compared. Results go to ``benchmarks/results/soak/``.
+Each agent learns from rendered Pendulum, five updates a step, on small images and networks: what leaks does so per
+update, not per pixel. Its replay buffer is full before memory is compared. Results go to ``benchmarks/results/soak/``.
 """
 
 import csv
@@ -32,7 +32,8 @@ from rl_ae.sb3.runs import ALGORITHMS
 RESULTS = Path(__file__).parent / "results" / "soak"
 PIXELS = PixelConfig(size=(16, 16), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1)
 AUTOENCODER = dataclasses.replace(CONFIGS["rae_compact"], latent_dim=16)
-BUFFER_SIZE = 5_000
+BUFFER_SIZE = 2_000
+UPDATES_A_STEP = 5
 MEGABYTE = 1e6
 
 
@@ -83,6 +84,7 @@ def make_agent(algo: str, seed: int) -> AutoencoderAgent:
         buffer_size=BUFFER_SIZE,
         batch_size=16,
         learning_starts=100,
+        gradient_steps=UPDATES_A_STEP,
         policy_kwargs={"net_arch": [32]},
         seed=seed,
         device="cpu",
@@ -93,7 +95,9 @@ def soak(algo: str, arguments: Arguments) -> dict[str, object]:
     """Let one agent learn; its growth after the first fifth, when buffer and allocator have settled."""
     memory = ResidentMemory(arguments.every)
     model = make_agent(algo, arguments.seed)
-    model.learn(arguments.updates + 1, memory, log_interval=10)
+    while model._n_updates < arguments.updates:
+        steps = max((arguments.updates - model._n_updates) // UPDATES_A_STEP, 1)
+        model.learn(steps, memory, log_interval=10, reset_num_timesteps=False)
     updates, resident = np.array(memory.rows).T
     settled = updates >= arguments.updates / 5
     slope = np.polyfit(updates[settled], resident[settled], 1)[0]
