@@ -1,11 +1,12 @@
 """The benchmark scripts at a size of seconds: what they write, and that a finished run is not run again."""
 
 import csv
+import itertools
 import json
 
 import pytest
 
-from benchmarks import auxiliary, codes, disentanglement
+from benchmarks import auxiliary, codes, disentanglement, replay
 
 
 @pytest.fixture
@@ -118,3 +119,31 @@ def test_the_auxiliary_loss_is_compared_with_none(run, monkeypatch):
 
     monkeypatch.setattr(auxiliary, "run", train)
     run(auxiliary, *flags)
+
+
+def test_replay_measures_memory_and_time(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(replay, "in_new_process", lambda measure, *arguments: measure(*arguments))
+    monkeypatch.setattr(replay, "CASES", {"images": replay.CASES["images"]})
+    flags = "--transitions 500 --n-envs 1 2 --episodes 50 --timed-transitions 200 --rounds 20".split()
+    monkeypatch.setattr("sys.argv", ["replay", *flags, "--results", str(tmp_path)])
+    replay.main()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(record["episode"], record["n_envs"]) for record in summary["memory"]] == [(50, 1), (50, 2)]
+    for record in summary["memory"]:  # without a new process also memory that was free before
+        assert record["bytes"] < 1.3 * 500 * 3 * 84 * 84 + 5_000_000
+    assert [(r["what"], r["n_envs"]) for r in summary["microseconds"]][:2] == [("sample", 1), ("sample", 2)]
+    assert all(0 < low <= middle <= high for r in summary["microseconds"] for low, middle, high in [r["ratio"]])
+    assert len(read(tmp_path / "memory.csv")) == 2 * 55
+    assert (tmp_path / "replay.png").stat().st_size > 0
+    assert "| 50 | 1 | 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_the_streams_of_the_memory_benchmark_are_stacks(n_envs):
+    stream = replay.transitions(n_envs, episode=4)
+    steps = [next(stream) for _ in range(9)]
+    assert [done for *_, done in steps] == [False] * 3 + [True] + [False] * 3 + [True] + [False]
+    for (observation, moved, done), (following, *_) in itertools.pairwise(steps):
+        assert (observation[:, 3:] == moved[:, :-3]).all() and (observation != moved).any()
+        assert (following == moved).all() != done
+    assert (steps[4][0][:, :6] == 0).all()

@@ -400,13 +400,24 @@ def test_arrays_may_be_used_again_by_who_passed_them():
 
 def test_reset_forgets_everything():
     buffer, fresh = make_buffer(), make_buffer()
-    add(buffer, [transitions(frames_of(30))])
+    episode = transitions(frames_of(40))
+    add(buffer, [episode[:30]])
     buffer.reset()
     assert buffer.size() == 0 and store_of(buffer).kept == 0
     for target in (buffer, fresh):
-        add(target, [transitions(frames_of(9, seed=3))])
-    assert np.array_equal(buffer.observations[:8], fresh.observations[:8])
+        add(target, [episode[30:]])  # which continues what is forgotten
+    assert np.array_equal(buffer.observations[:9], fresh.observations[:9])
     assert store_of(buffer).kept == store_of(fresh).kept
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64, bool])
+def test_a_frame_may_be_one_number(dtype):
+    space = spaces.Box(0, 1, (3,), dtype)
+    targets = make_buffer(space=space), ReplayBuffer(20, space, ACTIONS, device="cpu")
+    numbers = np.random.default_rng(0).integers(0, 2, 40).astype(dtype)
+    for target in targets:
+        add(target, [[(numbers[None, i : i + 3], numbers[None, i + 1 : i + 4]) for i in range(30)]])
+    same_draws(*targets, 0, 16, None)
 
 
 def test_observations_are_normalised_as_by_sb3():
@@ -567,9 +578,11 @@ def test_arguments_that_cannot_be_are_refused(kwargs, error, message):
         make_buffer(**kwargs)
 
 
-def test_her_is_refused_as_a_base_class():
+@pytest.mark.parametrize("bases", [(FrameReplayBuffer, HerReplayBuffer), (HerReplayBuffer, FrameReplayBuffer)])
+def test_her_is_refused_as_a_base_class(bases):
+    both = type("Both", bases, {})
     with pytest.raises(TypeError, match=r"cannot be combined with HerReplayBuffer"):
-        type("Both", (FrameReplayBuffer, HerReplayBuffer), {})
+        both(20, BOTH, ACTIONS, env=None, n_stack=3)
 
 
 def test_a_buffer_that_is_too_short_is_refused():

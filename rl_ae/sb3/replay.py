@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -509,10 +509,11 @@ class FrameReplayBuffer(NStepReplayBuffer):
     observations: Any
     next_observations: Any
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # here, because HerReplayBuffer.__init__ would not call the one below
         if issubclass(cls, HerReplayBuffer):
             raise TypeError("FrameReplayBuffer cannot be combined with HerReplayBuffer, which rewrites observations")
+        return super().__new__(cls)
 
     def __init__(
         self,
