@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "beta_h": {"beta": 4.0},
     "beta_b": {"gamma": 100.0, "final_capacity": 25.0, "capacity_steps": 20_000},
     "factor": {"gamma": 20.0, "discriminator_hidden": 512, "discriminator_learning_rate": 3e-4},
-    "btcvae": {"beta": 6.0},
+    "btcvae": {"beta": 6.0, "encoder_learning_rate": 5e-4, "decoder_learning_rate": 5e-4},
     "conv_vae": {},
     "wm_vae": {"free_nats": 5.0},  # half a nat a dimension, as in the paper
     "ae": {},
@@ -118,7 +118,7 @@ class Arguments:
 def variant_config(variant: str) -> AutoencoderConfig:
     config = CONFIGS[variant]
     variational = VARIATIONAL if isinstance(config, GaussianConfig) else {}
-    return dataclasses.replace(config, **SHARED, **variational, **VARIANTS[variant])
+    return dataclasses.replace(config, **{**SHARED, **variational, **VARIANTS[variant]})
 
 
 # ---------------------------------------------------------------------- one run
