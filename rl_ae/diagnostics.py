@@ -88,8 +88,9 @@ def describe_autoencoder(autoencoder: Autoencoder, observations: Tensor) -> dict
         ``latent_kl``, the mean KL of a sample in nats before any free nats.
     """
     latent = autoencoder.encode(observations)
-    error = autoencoder.decode(latent.mode) - observations
-    described = {"psnr": psnr(error.float().square().mean()), **describe_latents(latent.mode)}
+    error = (autoencoder.decode(latent.mode) - observations).float().square().mean()
+    perfect = torch.finfo(torch.float32).eps ** 2  # and no infinite PSNR
+    described = {"psnr": psnr(error.clamp_min(perfect)), **describe_latents(latent.mode)}
     if isinstance(latent, GaussianLatent):
         described["latent_kl"] = latent.kl().sum(dim=1).mean()
     return described

@@ -8,11 +8,14 @@ from conftest import DotEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_sac_ae import assert_same
 
 from rl_ae import ConvConfig, RAEConfig, VAEConfig, create_autoencoder
 from rl_ae.networks import TanhProjection
 from rl_ae.sb3 import SACAE, TD3AE, AutoencoderExtractor, AuxiliaryLossCallback
+from rl_ae.sb3.callbacks import TensorboardReconstructions
+from rl_ae.sb3.evaluation import reconstruct
 from rl_ae.sb3.observations import bounds, image_shape, make_views
 
 CONFIG = RAEConfig(latent_dim=6, conv=ConvConfig(filters=(4, 4), strides=(2, 2), padding=1))
@@ -190,6 +193,52 @@ def test_losses_reach_their_owners_alone(algorithm):
     }
 
 
+def test_the_logged_gradients_are_the_losses_own():
+    """The wrist's trunk, which is not reconstructed, keeps nothing of the critic's gradient."""
+    agent = make_agent(SACAE, policy_kwargs={"net_arch": [16], "reconstruct": ["front"]}, diagnostics_interval=1)
+    agent.learn(20)
+    with agent.generators.active():
+        batch = agent._sample(8)
+    agent._update_critic(batch, None)
+    metrics = agent._update_representation(batch)
+    trunks = {name: e.trunk.parameters() for name, e in agent.critic.features_extractor.encoders.items()}
+    assert all(p.grad is None for name in ("wrist", "sensor") for p in trunks[name])
+    front = torch.cat([p.grad.flatten() for p in trunks["front"]])
+    assert metrics["ae_gradient_norm"].item() == pytest.approx(front.norm().item(), rel=1e-4)
+    assert metrics["td_gradient_norm"] > 0 and {"front/psnr", "front/effective_rank"} <= metrics.keys()
+
+
+def test_vectors_alone_may_have_autoencoders():
+    agent = make_agent(SACAE, autoencoder={"front": None, "wrist": None, "sensor": VECTOR}).learn(25)
+    assert agent.learner.step == agent._n_updates
+    assert agent.predict(RobotEnv().reset(seed=0)[0])[0].shape == (2,)
+
+
+def test_vectors_alone_may_be_normalised():
+    env = VecNormalize(DummyVecEnv([RobotEnv]), norm_obs_keys=["sensor", "velocity"])
+    agent = make_agent(TD3AE, env=env).learn(30)
+    with agent.generators.active():
+        batch = agent._sample(64)
+    assert batch.observations["front"].max() == 1.0 and batch.observations["sensor"].std() > 0.5
+    with pytest.raises(ValueError, match=r"name vectors alone in norm_obs_keys; got the images \['front'\]"):
+        make_agent(TD3AE, env=VecNormalize(DummyVecEnv([RobotEnv]), norm_obs_keys=["front", "sensor"]))
+
+
+def test_reconstructions_by_name():
+    agent = make_agent(SACAE).learn(20)
+    observation = RobotEnv().reset(seed=0)[0]
+    parts = agent.policy.reconstruct(observation)
+    assert {name: tuple(part.shape) for name, part in parts.items()} == {
+        "front": (1, 3, 16, 16),
+        "sensor": (1, 8),
+        "wrist": (1, 1, 12, 20),
+    }
+    expected = agent.policy.autoencoders["front"].reconstruct(preprocessed(observation)["front"])
+    assert torch.equal(parts["front"], expected)
+    with pytest.raises(ValueError, match="shows images alone"):
+        agent.learn(1, TensorboardReconstructions(1, 3))
+
+
 def test_several_environments_n_steps_and_one_part_alone():
     env = make_vec_env(RobotEnv, 2)
     assert make_agent(SACAE, env=env, autoencoder=CONFIG).learn(40).predict(env.reset())[0].shape == (2, 2)
@@ -249,6 +298,18 @@ def test_depth_is_scaled_by_its_bounds(algorithm):
     extractor = agent.critic.features_extractor
     assert torch.equal(extractor(raw), extractor.encoder((raw - 0.5) / 3.5).mode)
     assert np.isfinite(agent.predict(raw.numpy())[0]).all()
+    expected = agent.policy.autoencoder.reconstruct((raw - 0.5) / 3.5)
+    assert torch.equal(agent.policy.reconstruct(raw[0].numpy()), expected)
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\], got \[0.5, 4.0\]: model.policy.reconstruct"):
+        reconstruct(agent.policy.autoencoder, raw.numpy())
+
+
+def test_depth_beyond_its_bounds_is_refused():
+    extractor = AutoencoderExtractor(DepthEnv().observation_space, CONFIG)
+    extractor(torch.full((1, 1, 16, 16), 4.0 + 1e-5))
+    again = AutoencoderExtractor(DepthEnv().observation_space, CONFIG)
+    with pytest.raises(ValueError, match=r"exceeds the bounds that its space declares, up to 4.0"):
+        again(torch.full((1, 1, 16, 16), 5.0))
 
 
 def test_bounds():
@@ -301,3 +362,12 @@ def test_other_bad_input_is_refused():
         _ = make_agent(SACAE).policy.autoencoder
     with pytest.raises(ValueError, match="at least 8×8"):
         image_shape(spaces.Box(0.0, 5.0, (1, 4, 9)))
+    small = spaces.Dict({"tiny": spaces.Box(0, 255, (1, 4, 9), np.uint8)})
+    with pytest.raises(ValueError, match=r'tiny: images must have at least 8×8 .* pass {"tiny": None}'):
+        make_views(small, "rae")
+    stacked = spaces.Dict({"stack": spaces.Box(0, 255, (4, 16, 16, 3), np.uint8), **RobotEnv().observation_space})
+    with pytest.raises(ValueError, match=r"stack: expected an image \(C, H, W\), got \(4, 16, 16, 3\); reshape"):
+        make_views(stacked, "rae")
+    assert make_views(stacked, {"stack": None})["stack"].shape == (3072,)
+    with pytest.raises(ValueError, match=r"freeze in features_extractor_kwargs: .* use SACAE\(freeze_encoder=True\)"):
+        make_agent(SACAE, policy_kwargs={"features_extractor_kwargs": {"freeze": True}})

@@ -1,3 +1,4 @@
+import copy
 import io
 import re
 import subprocess
@@ -19,7 +20,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from rl_ae import ConvConfig, RAEConfig
-from rl_ae.sb3 import SACAE, NonFiniteError, SACAEPolicy
+from rl_ae.sb3 import SACAE, FrameReplayBuffer, NonFiniteError, SACAEPolicy
 
 SMALL = {
     "autoencoder": RAEConfig(latent_dim=8, conv=ConvConfig(filters=(8, 8), strides=(2, 2), padding=1)),
@@ -354,6 +355,54 @@ def test_logged_keys_are_sb3s(tmp_path):
     } <= set(header)
 
 
+def test_derived_replay_arguments_follow_a_load(tmp_path):
+    """What SB3 and the agent chose for the buffer is not taken for the user's choice."""
+    frames = {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": 1}}
+    make_agent(**frames).save(tmp_path / "frames")
+    loaded = SACAE.load(tmp_path / "frames", env=DotEnv(), n_steps=3, gamma=0.5)
+    assert (loaded.replay_buffer.n_steps, loaded.replay_buffer.gamma) == (3, 0.5)
+    assert loaded.replay_buffer_kwargs == {"n_stack": 1}
+    make_agent(n_steps=3).save(tmp_path / "three")
+    assert type(SACAE.load(tmp_path / "three", env=DotEnv()).replay_buffer) is NStepReplayBuffer
+    assert type(SACAE.load(tmp_path / "three", env=DotEnv(), n_steps=1).replay_buffer) is ReplayBuffer
+
+
+@pytest.mark.parametrize("autoencoder", ["rae", "vae", "vqvae"])
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_the_actor_may_read_the_latent_and_the_critic_a_sample(autoencoder, use_sde, tmp_path):
+    kwargs = {"net_arch": [16], "actor_input": "latent", "critic_latent": "sample"}
+    agent = make_agent(autoencoder=autoencoder, policy_kwargs=kwargs, use_sde=use_sde).learn(25)
+    assert agent.actor.features_extractor is agent.critic.features_extractor
+    with agent.generators.active():
+        batch = agent._sample(8)
+    encoder = [p.detach().clone() for p in agent.critic.features_extractor.parameters()]
+    mlp = [p.detach().clone() for p in agent.actor.latent_pi.parameters()]
+    if use_sde:
+        agent.actor.reset_noise()
+    agent._update_actor_and_temperature(batch.observations, None)
+    assert all(torch.equal(a, b) for a, b in zip(encoder, agent.critic.features_extractor.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(mlp, agent.actor.latent_pi.parameters(), strict=True))
+
+    def losses():  # of one batch, under two noises
+        saved = copy.deepcopy(agent.get_parameters())
+        found = []
+        for seed in (0, 1):
+            agent.set_parameters(saved)
+            torch.manual_seed(seed)
+            found.append(agent._step_critic(batch, torch.ones(8, 1))["critic_loss"].item())
+        return found
+
+    drawn = losses()
+    assert (drawn[0] != drawn[1]) == (autoencoder == "vae")  # the others' samples are their modes
+    agent.policy.critic_latent = "mode"
+    assert len(set(losses())) == 1
+
+    agent.save(tmp_path / "agent")
+    observation = DotEnv().reset(seed=1)[0]
+    actions = [a.predict(observation, deterministic=True)[0] for a in (agent, SACAE.load(tmp_path / "agent"))]
+    assert np.array_equal(*actions)
+
+
 def test_what_trains_the_encoder_is_logged():
     """Every third step of the representation loss, the gradients of both losses as they stand at the trunk."""
     agent = make_agent(diagnostics_interval=3, catch_up_updates=0, autoencoder="vae")
@@ -496,9 +545,9 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
 
 def test_an_agent_of_another_autoencoder_is_refused(tmp_path):
     make_agent().save(tmp_path / "agent")
-    with pytest.raises(ValueError, match=r"agent does not fit these autoencoder: (.|\n)*trunk"):
+    with pytest.raises(ValueError, match=r"agent does not fit autoencoder='vae': (.|\n)*trunk"):
         SACAE.load(tmp_path / "agent", autoencoder="vae")
-    with pytest.raises(ValueError, match="does not fit these policy_kwargs"):
+    with pytest.raises(ValueError, match="do not equal the stored policy kwargs"):
         SACAE.load(tmp_path / "agent", policy_kwargs={"net_arch": [8]})
 
 

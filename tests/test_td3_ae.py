@@ -12,6 +12,7 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from test_sac_ae import SMALL, assert_same
 
 from rl_ae.sb3 import SACAE, TD3AE, TD3AEPolicy
@@ -182,7 +183,44 @@ def test_exploration_and_several_environments():
     assert np.allclose(actions.std(axis=0), 0.1, atol=0.03)
 
 
-def test_the_encoder_has_a_learning_rate_of_its_own():
+def test_the_noise_fits_other_environments_and_other_numbers(tmp_path):
+    make_agent(make_vec_env(DotEnv, 2)).learn(40).save(tmp_path / "two")
+    for n_envs in (1, 3):
+        loaded = TD3AE.load(tmp_path / "two", env=make_vec_env(DotEnv, n_envs))
+        assert loaded.learn(40).action_noise is not None
+    assert TD3AE.load(tmp_path / "two", env=DotEnv(), action_noise=0.3).action_noise._sigma.tolist() == [0.3, 0.3]
+    assert make_agent(action_noise=np.float32(0.5)).action_noise._sigma.tolist() == [0.5, 0.5]
+    assert make_agent(action_noise=None).learn(30).action_noise is None
+    with pytest.raises(ValueError, match=r"action_noise must be ≥ 0, got -0\.1"):
+        make_agent(action_noise=-0.1)
+
+
+def test_same_seed_same_agent():
+    first, second, third = (make_agent(seed=seed).learn(40).policy.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_training_and_evaluation_modes():
+    agent = make_agent().learn(25)
+    agent.policy.set_training_mode(True)
+    assert agent.actor.training and agent.critic.training and agent.policy.autoencoder.training
+    assert not agent.actor_target.training and not agent.critic_target.training
+    observation = DotEnv().reset(seed=0)[0]
+    assert np.array_equal(agent.predict(observation, deterministic=True)[0], agent.predict(observation)[0])
+    assert not agent.policy.training
+
+
+def test_stacks_with_their_channels_last_and_set_parameters():
+    env = VecFrameStack(DummyVecEnv([lambda: DotEnv((20, 24, 3))]), 3)
+    agent = make_agent(env).learn(30)
+    assert agent.policy.autoencoder.observation_shape == (9, 20, 24)
+    other = make_agent(env, seed=9)
+    other.set_parameters(agent.get_parameters())
+    assert_same(other.get_parameters(), agent.get_parameters())
+
+
+def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path):
     agent = make_agent(learning_rate=1e-3, encoder_learning_rate=LinearSchedule(2e-4, 0.0, 1.0))
     agent.learn(25)
     agent._current_progress_remaining = 0.5
@@ -190,6 +228,11 @@ def test_the_encoder_has_a_learning_rate_of_its_own():
     encoder, rest = agent.critic.optimizer.param_groups
     assert (encoder["lr"], rest["lr"]) == (1e-4, 1e-3)
     assert {id(p) for p in encoder["params"]} == {id(p) for p in agent.critic.features_extractor.parameters()}
+    agent.save(tmp_path / "agent")
+    loaded = TD3AE.load(tmp_path / "agent", env=DotEnv())
+    loaded._current_progress_remaining = 0.25
+    loaded._set_learning_rates()
+    assert [group["lr"] for group in loaded.critic.optimizer.param_groups] == pytest.approx([5e-5, 1e-3])
     still = make_agent(encoder_learning_rate=0.0, autoencoder_learning_rate=0.0)
     before = [p.detach().clone() for p in still.critic.features_extractor.parameters()]
     still.learn(25)

@@ -23,8 +23,7 @@ from rl_ae.sb3 import SACAE, TD3AE, AutoencoderExtractor, SACAEPolicy
 #: Pendulum, as the demo sees it but smaller, its rewards of down to -16 unscaled.
 PIXELS = PixelConfig(size=(32, 32), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390))
 SHAPE = (1, 16, 16)
-#: Every name once; rae_compact is rae on another trunk.
-NAMES = [name for name in CONFIGS if name != "rae_compact"]
+NAMES = list(CONFIGS)
 
 
 def squares(count, seed):

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
@@ -146,19 +147,23 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        make_views(self.observation_space, self.autoencoder)
+        views = make_views(self.observation_space, self.autoencoder)
+        self._check_normalization({name for name, view in views.items() if view.autoencoder and view.is_image})
         self._check_memory()
-        if issubclass(self.replay_buffer_class or ReplayBuffer, FrameReplayBuffer):  # as SB3 does for its own
-            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma} | self.replay_buffer_kwargs
+        if isinstance(self.action_noise, VectorizedActionNoise):  # of as many environments as the saved agent had
+            self.action_noise = self.action_noise.base_noise
 
-        own_policy_kwargs = self.policy_kwargs
+        # what is derived here is derived anew when the agent is loaded with other arguments
+        own = self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs
         self.policy_kwargs = self._completed_policy_kwargs()
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        if issubclass(self.replay_buffer_class or ReplayBuffer, FrameReplayBuffer):  # as SB3 does for its own
+            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, **self.replay_buffer_kwargs}
         with warnings.catch_warnings():
-            if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
-                # of a loaded agent: SB3 takes the buffer it chose itself for a custom one
-                warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
+            # which SB3 says of any buffer that it did not choose
+            warnings.filterwarnings("ignore", message="`n_steps=.*FrameReplayBuffer")
             super()._setup_model()
-        self.policy_kwargs = own_policy_kwargs
+        self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = own
         if self.verbose >= 1 and self.env is not None and isinstance(self.replay_buffer, FrameReplayBuffer):
             print(self.replay_buffer.memory_report)
 
@@ -194,13 +199,20 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         for name in ("tau", "encoder_tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            raise ValueError(
-                "images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False), around a "
-                "VecTransposeImage where the channels come last"
-            )
         if self.catch_up_updates is not None and self.catch_up_updates < 0:
             raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
+
+    def _check_normalization(self, images: set[str]) -> None:
+        normalization = self._vec_normalize_env
+        if normalization is None or not normalization.norm_obs:
+            return
+        normalized = set(normalization.norm_obs_keys or [OBSERVATION]) & images
+        if normalized:
+            raise ValueError(
+                "images are scaled to [0, 1] already: wrap with VecNormalize(…, norm_obs=False), around a "
+                "VecTransposeImage where the channels come last, or name vectors alone in norm_obs_keys; "
+                f"got the images {sorted(normalized)}"
+            )
 
     def _check_memory(self) -> None:
         own_buffer = self.replay_buffer_class in (None, ReplayBuffer, NStepReplayBuffer)
@@ -218,9 +230,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _completed_policy_kwargs(self) -> dict[str, Any]:
         extractor_kwargs = self.policy_kwargs.get("features_extractor_kwargs") or {}
-        if "autoencoder" in extractor_kwargs:
-            name = type(self).__name__
-            raise ValueError(f"choose the autoencoder with {name}(autoencoder=…), not in features_extractor_kwargs")
+        for argument, own in (("autoencoder", "autoencoder=…"), ("freeze", "freeze_encoder=True")):
+            if argument in extractor_kwargs:
+                agent = f"{type(self).__name__}({own})"
+                raise ValueError(f"{argument} in features_extractor_kwargs: expected none, use {agent}")
         return {
             **self.policy_kwargs,
             **self._own_policy_kwargs(),
@@ -352,8 +365,11 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
         observations, targets = cast(Any, batch.observations), cast(Any, batch.targets)
         diagnose = self.learner.step % self.diagnostics_interval == 0
-        # what the critic's loss has left there
-        td_gradients = [_copy(parameter.grad) for parameter in self._trunk_parameters()] if diagnose else []
+        td_gradients = []
+        if diagnose:
+            for parameter in self._trunk_parameters():
+                td_gradients.append(parameter.grad)  # which the critic's loss has left there
+                parameter.grad = None  # and which would stay where nothing is reconstructed
         metrics = self.learner.update(observations, targets, n_data)
         metrics["ae_loss"] = metrics.pop("total")
         return metrics | self._diagnose(batch.observations, td_gradients) if diagnose else metrics
@@ -385,7 +401,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             NonFiniteError: If a metric is NaN or infinite; names the first one and its update.
         """
         flat = [(index, name, value) for index, metrics in enumerate(updates) for name, value in metrics.items()]
-        values = torch.stack([value.float() for _, _, value in flat])
+        values = torch.stack([value.float().to(self.device) for _, _, value in flat])
         finite = torch.isfinite(values)
         if not finite.all():
             index, name, value = flat[int((~finite).nonzero()[0])]
@@ -414,10 +430,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         try:
             return super().load(path, *args, **kwargs)
         except RuntimeError as error:
-            changed = sorted(kwargs.keys() & {"autoencoder", "policy_kwargs"})
-            if not changed:
+            if "autoencoder" not in kwargs:
                 raise
-            raise ValueError(f"{path} does not fit these {' and '.join(changed)}: {error}") from error
+            raise ValueError(f"{path} does not fit autoencoder={kwargs['autoencoder']!r}: {error}") from error
 
     #: An attribute that the other algorithm's saved agents do not have.
     archive_mark: str
@@ -443,10 +458,6 @@ def _checked_env(name: str, env: GymEnv | str | None, verbose: int) -> Any:
     if not isinstance(actions, spaces.Box) or not np.all(np.isfinite([actions.low, actions.high])):
         raise ValueError(f"{name} needs a bounded Box of actions, got {actions}; use DQN or PPO for discrete ones")
     return env
-
-
-def _copy(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.clone()
 
 
 def _progress_bars(callback: BaseCallback) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Image
 from tqdm import tqdm
@@ -211,6 +212,10 @@ class TensorboardReconstructions(BaseCallback):
         super().__init__()
         self.every, self.frame_channels, self.frames = every, frame_channels, frames
         self._next = 0
+
+    def _init_callback(self) -> None:
+        if isinstance(self.model.observation_space, spaces.Dict):
+            raise ValueError(f"TensorboardReconstructions shows images alone, got {self.model.observation_space}")
 
     def _on_rollout_start(self) -> None:
         buffer, learning = self.model.replay_buffer, self.model.learner.step > 0

@@ -91,9 +91,21 @@ def reconstruct(autoencoder: Autoencoder, observations: Observations, batch_size
 
     Returns:
         Floats of the same shape, near [0, 1].
+
+    Raises:
+        ValueError: If floats lie outside [0, 1].
     """
     device = next(autoencoder.parameters()).device
     frames = torch.as_tensor(observations)
+    if (
+        frames.is_floating_point()
+        and len(autoencoder.observation_shape) == 3
+        and not 0.0 <= frames.min() <= frames.max() <= 1.0
+    ):
+        raise ValueError(
+            f"expected uint8 images or floats in [0, 1], got [{frames.min().item()}, {frames.max().item()}]: "
+            "model.policy.reconstruct scales observations by their space's bounds"
+        )
     return torch.cat([autoencoder.reconstruct(to_unit(batch.to(device))).cpu() for batch in frames.split(batch_size)])
 
 

@@ -97,7 +97,8 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         """Observations as Stable-Baselines3 preprocesses them, images (B, C, H, W), to features (B, D).
 
         Raises:
-            ValueError: If the first images with any light in them exceed 1: nobody has scaled them.
+            ValueError: If the first images with any light in them exceed 1: nobody has scaled them, or their space
+                declares other bounds.
         """
         observations = self.scale(observations)
         if not self._range_checked:  # once, because it waits for the device
@@ -111,22 +112,28 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         return {name: self._scale(name, observations[name]) for name in self.views}
 
     def _scale(self, name: str, values: Tensor) -> Tensor:
-        if len(self.views[name].shape) == 1:
+        if not self.views[name].is_image:
             return values.flatten(1)
         low = getattr(self, f"{name}_low")
         return values if low is None else scale_range(values, low, getattr(self, f"{name}_high"))
 
     def _check_range(self, observations: Observations) -> None:
         parts = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
-        brightest = max(
-            parts[name].max().item() for name, view in self.views.items() if view.autoencoder and len(view.shape) == 3
-        )
-        if brightest > 1.0:
-            raise ValueError(
-                f"expected images in [0, 1], got values up to {brightest}: with normalize_images=False the "
-                "environment must scale them itself"
-            )
-        self._range_checked = brightest > 0.0
+        images = {name: parts[name] for name, view in self.views.items() if name in self.encoders and view.is_image}
+        brightest = {name: image.max().item() for name, image in images.items()}
+        for name, value in brightest.items():
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if low is None and value > 1.0:
+                raise ValueError(
+                    f"expected images in [0, 1], got values up to {value}: with normalize_images=False the "
+                    "environment must scale them itself"
+                )
+            if low is not None and value > 1.0 + 1e-4:  # what rounding may do
+                raise ValueError(
+                    f"{name} exceeds the bounds that its space declares, up to {high.max().item()}, by "
+                    f"{value - 1.0:.2g} of their range: declare what the values can be"
+                )
+        self._range_checked = all(value > 0.0 for value in brightest.values())
 
     def latent(self, observations: Observations) -> Tensor:
         """Observations with images in [0, 1] to features (B, D): :meth:`head` of :meth:`trunk`."""

@@ -37,6 +37,11 @@ class View(NamedTuple):
     shape: ObservationShape
     autoencoder: AutoencoderLike | None
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it reaches the policy as an image, not as a vector."""
+        return len(self.shape) == 3
+
 
 def make_views(space: spaces.Space[object], autoencoder: AutoencodersLike) -> dict[str, View]:
     """The parts of an observation by name, each with its shape and its autoencoder.
@@ -78,8 +83,19 @@ def _dict_views(space: spaces.Dict, autoencoder: AutoencodersLike) -> dict[str, 
             raise ValueError(f"the name of an observation may not contain a dot, got {name!r}")
         image = isinstance(part, spaces.Box) and len(part.shape) == 3
         own = chosen.get(name, default if image else None)
-        vector = not image or own is None
-        views[name] = View(part, (get_flattened_obs_dim(part),) if vector else image_shape(part), own)
+        straight = f'pass {{"{name}": None}} among the autoencoders to send it flattened to the policy'
+        if isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) in (2, 4) and name not in chosen:
+            raise ValueError(
+                f"{name}: expected an image (C, H, W), got {part.shape}; reshape stacked frames to (n·C, H, W), a grey "
+                f"one to (1, H, W), or {straight}"
+            )
+        shape: ObservationShape = (get_flattened_obs_dim(part),)
+        if image and own is not None:
+            try:
+                shape = image_shape(part)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error} Or {straight}.") from error
+        views[name] = View(part, shape, own)
     if all(view.autoencoder is None for view in views.values()):
         raise ValueError(f"no autoencoder for any of {sorted(views)}: name one, or use the agent without rl_ae")
     return views
@@ -123,7 +139,7 @@ def bounds(view: View) -> tuple[Tensor, Tensor] | None:
 
     Stable-Baselines3 scales ``uint8`` images in [0, 255], and leaves all others to us.
     """
-    if view.autoencoder is None or len(view.shape) != 3:
+    if view.autoencoder is None or not view.is_image:
         return None
     box = cast(spaces.Box, view.space)
     if is_image_space(box) or (np.all(box.low == 0.0) and np.all(box.high == 1.0)):

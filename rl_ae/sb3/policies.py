@@ -25,9 +25,11 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
@@ -42,7 +44,7 @@ from rl_ae.configs import DEFAULT_AUTOENCODER, AEConfig
 from rl_ae.factory import create_autoencoder
 from rl_ae.networks import TanhProjection, initialize
 from rl_ae.sb3.extractor import AutoencoderExtractor, only
-from rl_ae.sb3.observations import make_views, resolved
+from rl_ae.sb3.observations import Observations, make_views, resolved
 
 #: SAC-AE's bounds of log σ, reached smoothly through tanh (official code).
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
@@ -239,7 +241,8 @@ class AutoencoderPolicy(BasePolicy):
         views = make_views(observation_space, extractor_kwargs["autoencoder"])
         if not normalize_images and any(view.space.dtype == "uint8" and view.autoencoder for view in views.values()):
             raise ValueError("normalize_images=False needs float images in [0, 1], the observations are uint8")
-        self.reconstruct = reconstruct
+        #: As the argument ``reconstruct`` says.
+        self.reconstructed = reconstruct
         self.actor_input, self.critic_latent = actor_input, critic_latent
         super().__init__(
             observation_space,
@@ -296,7 +299,7 @@ class AutoencoderPolicy(BasePolicy):
     def _make_autoencoders(self) -> dict[str, Autoencoder]:
         """The autoencoders around the critic's encoders, of what is reconstructed."""
         extractor = self.critic.features_extractor
-        names = list(extractor.encoders) if self.reconstruct is None else list(self.reconstruct)
+        names = list(extractor.encoders) if self.reconstructed is None else list(self.reconstructed)
         if not names or set(names) - extractor.encoders.keys():
             raise ValueError(f"reconstruct must name some of {sorted(extractor.encoders)}, got {names}")
         autoencoders = {}
@@ -341,10 +344,30 @@ class AutoencoderPolicy(BasePolicy):
             latent: Tensor = (self.actor if actor is None else actor).features_extractor.head(features)
         return latent
 
+    @torch.no_grad()
+    def reconstruct(self, observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]) -> Observations:
+        """What comes back of observations as an environment returns them, from their latents' modes.
+
+        Args:
+            observation: One or a batch, as for ``predict``.
+
+        Returns:
+            Images (B, C, H, W) near [0, 1]; of a ``Dict`` what is reconstructed, by name.
+        """
+        raw, _ = self.obs_to_tensor(observation)
+        space, extractor = self.observation_space, self.critic.features_extractor
+        preprocessed = preprocess_obs(raw, space, normalize_images=self.normalize_images)
+        scaled = extractor.scale(preprocessed)
+        if isinstance(scaled, Tensor):
+            return self.autoencoder.reconstruct(scaled)
+        return {
+            name: cast(Autoencoder, self.autoencoders[name]).reconstruct(scaled[name]) for name in self.autoencoders
+        }
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             **super()._get_constructor_parameters(),
-            "reconstruct": self.reconstruct,
+            "reconstruct": self.reconstructed,
             "actor_input": self.actor_input,
             "critic_latent": self.critic_latent,
         }

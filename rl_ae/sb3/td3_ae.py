@@ -1,5 +1,6 @@
 """TD3-AE: Twin Delayed DDPG whose encoder is also trained to reconstruct its input."""
 
+from numbers import Real
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -142,13 +143,18 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
             freeze_encoder=freeze_encoder,
             diagnostics_interval=diagnostics_interval,
         )
-        if isinstance(action_noise, int | float) and env is not None:  # loaded agents bring theirs
-            mean = np.zeros(get_action_dim(self.action_space))
-            action_noise = NormalActionNoise(mean, np.full_like(mean, action_noise))
-        self.action_noise = None if isinstance(action_noise, int | float) else action_noise
+        self.action_noise: Any = action_noise
 
         if _init_setup_model:
             self._setup_model()
+
+    def _setup_model(self) -> None:
+        if isinstance(self.action_noise, Real):
+            if self.action_noise < 0.0:
+                raise ValueError(f"action_noise must be ≥ 0, got {self.action_noise}")
+            mean = np.zeros(get_action_dim(self.action_space))
+            self.action_noise = NormalActionNoise(mean, np.full_like(mean, self.action_noise))
+        super()._setup_model()
 
     def learn(
         self: SelfTD3AE,
