@@ -251,7 +251,7 @@ def test_damage_is_named(tmp_path, replay):
             ("state.json", json.dumps({**state, "format": 2}).encode()),
             r"expected format 1 of \['SACAE', 'TD3AE'\], got format 2",
         ),
-        "algorithm": (("state.json", json.dumps({**state, "algorithm": "TD3AE"}).encode()), "got format 1 of TD3AE"),
+        "algorithm": (("state.json", json.dumps({**state, "algorithm": "PPO"}).encode()), "got format 1 of PPO"),
         "missing chunk": ((chunk, None), "is incomplete: state.json names"),
         "half chunk": ((chunk, (tmp_path / "good" / chunk).read_bytes()[:100]), "is damaged"),
         "agent": ((state["agent"], b"not a zip"), "not a saved agent"),

@@ -210,7 +210,10 @@ def test_resuming_needs_only_what_names_the_run(tmp_path):
         (["train", "--env", "Pendulumm-v1"], "unknown environment"),
         (["train", "--env", "CartPole-v1", "--size", "16", "16"], "Discrete"),
         (["train", "--env", "Pendulum-v1", "--autoencoder", "nae"], r"unknown autoencoder 'nae', expected one of"),
-        (["train", "--preset", "penduluum"], r"unknown preset 'penduluum', expected one of \['pendulum'\]"),
+        (
+            ["train", "--preset", "penduluum"],
+            r"unknown preset 'penduluum', expected one of \['pendulum', 'pendulum_td3'\]",
+        ),
         (["train", "--env", "Pendulum-v1", "--size", "4", "4"], "size must be at least 8×8, got 4×4"),
         (["evaluate", "nowhere"], "nowhere is not a run: it has no config.json"),
         (["show", "samples", "nowhere"], "there is no folder nowhere"),
