@@ -461,7 +461,10 @@ def named_config(name: str) -> AutoencoderConfig:
         ValueError: If there is none; lists the names there are.
     """
     if name not in CONFIGS:
-        raise ValueError(f"unknown autoencoder {name!r}, expected one of {sorted(CONFIGS)}, a config or a folder")
+        raise ValueError(
+            f"unknown autoencoder {name!r}, expected one of {sorted(CONFIGS)}, a config or a folder, and there is no "
+            f"folder {name}"
+        )
     return CONFIGS[name]
 
 

@@ -47,6 +47,12 @@ from rl_ae.losses import BetaBLoss, BTCLoss, Discriminator, FactorLoss, Loss, RA
 #: folder (or Hub id, as ``Autoencoder.from_pretrained`` takes it) of a saved one.
 AutoencoderLike = str | Path | AutoencoderConfig | type[Autoencoder]
 
+#: Stable-Baselines3 keeps an agent's arguments as they were given: a folder by its name.
+_ADVICE = (
+    'a stock agent that was made from it is loaded without it by load(…, custom_objects={"policy_kwargs": …}), with '
+    "the autoencoder's config in place of the folder"
+)
+
 #: Config → class for images, class for vectors; a config finds the entry of its nearest base.
 CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder]]] = {
     AEConfig: (ConvAutoencoder, VectorAutoencoder),
@@ -129,11 +135,13 @@ def load_pretrained(path: str | Path, observation_shape: ObservationShape | None
         ValueError: If it is damaged, or for another shape.
     """
     if isinstance(path, Path) and not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}")
+        raise FileNotFoundError(f"there is no folder {path}; {_ADVICE}")
     try:
         autoencoder = Autoencoder.from_pretrained(path)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"{path} is neither a folder nor a saved autoencoder on the Hub: {error}") from error
+        raise FileNotFoundError(
+            f"{path} is neither a folder nor a saved autoencoder on the Hub: {error}; {_ADVICE}"
+        ) from error
     if observation_shape is not None:
         autoencoder.config.for_shape(observation_shape)
     return autoencoder.train()

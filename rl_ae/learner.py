@@ -116,7 +116,8 @@ class RepresentationLearner:
         (self.scale * breakdown.total).backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        self.autoencoder.after_update(latent)
+        if any(parameter.requires_grad for parameter in self.autoencoder.encoder.parameters()):
+            self.autoencoder.after_update(latent)  # a frozen encoder's codebook stands still, too
         metrics = self._metrics(breakdown)
         if self.adversary is not None:
             metrics |= self.adversary.update(z)

@@ -18,6 +18,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rl_ae import BTCVAEConfig, ConvConfig, FactorConfig, RAEConfig, VAEConfig, VQVAEConfig, create_autoencoder
 from rl_ae.generators import capture
@@ -374,6 +375,122 @@ def test_n_step_returns_change_nothing():
     assert callback.step == 20
 
 
+# ---------------------------------------------------------------------- several parts
+
+
+class TwoCameras(DotEnv):
+    """The dot seen twice, and where it is, far from 0."""
+
+    def __init__(self):
+        super().__init__(shape=SHAPE)
+        self.observation_space = spaces.Dict(
+            front=spaces.Box(0, 255, SHAPE, np.uint8),
+            position=spaces.Box(-np.inf, np.inf, (3,)),
+            speed=spaces.Box(-1.0, 1.0, (2,)),
+            wrist=spaces.Box(0, 255, (1, 8, 8), np.uint8),
+        )
+
+    def _observe(self):
+        row, column = ((self.position + 1) * 6).round().astype(int)
+        front, wrist = np.zeros(SHAPE, np.uint8), np.zeros((1, 8, 8), np.uint8)
+        front[:, row : row + 4, column : column + 4] = 255
+        wrist[0, row // 2, column // 2] = 255
+        position = np.float32([*(100 + 50 * self.position), 7.0])
+        return {"front": front, "position": position, "speed": np.float32(self.position), "wrist": wrist}
+
+
+CHOICE = {"front": CONFIG, "wrist": CONFIG, "position": RAEConfig(latent_dim=2, target_bits=None)}
+
+
+def make_robot(algorithm=SAC, env=None, autoencoder=CHOICE, **kwargs):
+    policy_kwargs = {
+        "features_extractor_class": AutoencoderExtractor,
+        "features_extractor_kwargs": {"autoencoder": autoencoder},
+        "net_arch": [16],
+    }
+    env, settings = TwoCameras() if env is None else env, ALGORITHMS[algorithm.__name__][2]
+    return algorithm("MultiInputPolicy", env, policy_kwargs=policy_kwargs, seed=0, device="cpu", **settings, **kwargs)
+
+
+def test_batches_are_normalised_as_the_agents():
+    env = VecNormalize(DummyVecEnv([TwoCameras]), norm_obs_keys=["position"])
+    agent, callback = make_robot(env=env), AuxiliaryLossCallback()
+    callback.init_callback(agent)
+    learner, read = callback.learners["position"]["critic"], []
+    update = learner.update
+    learner.update = lambda observations, *rest: (read.append(observations), update(observations, *rest))[1]
+    agent.learn(20, callback=callback)
+    assert len(read) == 10 and max(observations.abs().max().item() for observations in read) <= env.clip_obs
+
+    np.random.seed(3)
+    agents = agent.replay_buffer.sample(8, env=agent._vec_normalize_env).observations
+    np.random.seed(3)
+    assert same_tensors(next(callback._sampled(1)), agents)
+    assert agents["front"].max() == 255.0 and agents["position"].abs().max() <= env.clip_obs
+
+
+def test_a_loss_is_copied_for_each_part():
+    class Weighted(RAELoss):
+        def __init__(self):
+            super().__init__(0.0)
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, *arguments, **kwargs):
+            losses = super().forward(*arguments, **kwargs)
+            return losses._replace(total=self.weight.square() * losses.total)
+
+    loss = Weighted()
+    agent, callback = make_robot(), AuxiliaryLossCallback(loss)
+    agent.learn(15, callback=callback)
+    losses = {id(learner.loss): learner.loss for learner in callback._all_learners()}
+    assert len(losses) == 3 and len({id(own.weight) for own in losses.values()}) == 3
+    assert id(loss) not in losses and loss.weight.item() == 1.0
+    assert len({own.weight.item() for own in losses.values()} - {1.0}) >= 1
+    for key, same in callback.learners.items():
+        assert same["actor"].loss is same["critic"].loss, key
+        # one step of the weight for each owner and update, and none for another part
+        [steps] = [
+            state["step"].item()
+            for parameter, state in same["critic"].decoder_optimizer.state.items()
+            if parameter is same["critic"].loss.weight
+        ]
+        assert steps == 2 * callback.step == 10
+
+
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_parts_that_are_named_are_reconstructed(algorithm, tmp_path):
+    agent, callback = make_robot(algorithm), AuxiliaryLossCallback(reconstruct=["position", "front"])
+    callback.init_callback(agent)
+    assert list(callback.learners) == ["position", "front"]
+    extractors = own_extractors(agent)
+    modules = {f"{owner} {key}": e.encoders[key] for owner, e in extractors.items() for key in e.encoders}
+    agent.learn(16, callback=callback)
+    before = snapshot(modules)
+    if algorithm is SAC:
+        agent._n_updates += 1
+    else:
+        rollout = {key: space.sample()[None] for key, space in agent.observation_space.items()}
+        callback._rollout = {key: torch.as_tensor(array) for key, array in rollout.items()}
+    callback.on_rollout_start()
+    assert moved(before, modules) == {f"{owner} {key}" for owner in extractors for key in ("front", "position")}
+
+    agent.learn(16, callback=callback, reset_num_timesteps=False)  # it knows its agent again
+    agent.save(tmp_path / "agent")
+    callback.save(tmp_path / "callback")
+    again = AuxiliaryLossCallback(reconstruct=["position", "front"]).load(tmp_path / "callback")
+    again.init_callback(algorithm.load(tmp_path / "agent", device="cpu"))
+    assert_same(again.state_dict(), callback.state_dict())
+    with pytest.raises(ValueError, match=r"another autoencoder: .*autoencoders.wrist"):
+        AuxiliaryLossCallback().load(tmp_path / "callback").init_callback(agent)
+
+
+@pytest.mark.parametrize("names", [["front", "speed"], ["rear"], []])
+def test_names_that_are_not_encoded_are_refused(names):
+    message = rf"must name some of \['front', 'position', 'wrist'\], which are encoded; got {re.escape(str(names))}"
+    with pytest.raises(ValueError, match=message):
+        AuxiliaryLossCallback(reconstruct=names).init_callback(make_robot())
+
+
 # ---------------------------------------------------------------------- what it leaves alone
 
 
@@ -529,6 +646,21 @@ def test_encoders_are_described_by_the_names_of_their_owners():
     assert len(recorded["train/critic_agent_gradient_norm"]) == 20
     assert len(recorded["train/actor_agent_gradient_norm"]) == 10
     assert "train/psnr" not in recorded
+
+
+def test_a_policys_and_a_value_functions_encoder_are_described_by_these_names():
+    recorded = logged("PPO", AuxiliaryLossCallback(), 16, share_features_extractor=False)
+    for owner in ("policy", "vf"):
+        assert {f"train/{owner}_{name}" for name in (*EVERY_TIME, *NOW_AND_THEN)} <= recorded.keys()
+    assert "train/psnr" not in recorded
+
+
+def test_an_encoders_own_rate_is_the_auxiliary_losss_alone():
+    config = RAEConfig(latent_dim=4, conv=CONV, encoder_learning_rate=0.5)
+    agent = make_agent("SAC", config, arguments={"learning_rate": 2e-4})
+    agent.critic.optimizer.param_groups[0]["lr"] = 0.5
+    agent.learn(11, callback=AuxiliaryLossCallback(learning_rate=0.0))
+    assert {group["lr"] for group in agent.critic.optimizer.param_groups} == {2e-4}
 
 
 def test_the_agents_gradient_is_the_one_of_its_last_update():
@@ -692,6 +824,7 @@ def test_a_damaged_state_changes_nothing(tmp_path):
         ({"batch_size": 0}, ValueError, "batch_size must be ≥ 1, got 0"),
         ({"diagnostics_every": 0}, ValueError, "diagnostics_every must be ≥ 1, got 0"),
         ({"updates_per_agent_update": -1}, ValueError, "must be ≥ 0 and finite, got -1"),
+        ({"reconstruct": "front"}, TypeError, r"a list of names, got 'front': pass \['front'\]"),
         ({"loss": "mse"}, TypeError, "a module with the signature of Loss.forward, got str"),
     ],
     ids=str,

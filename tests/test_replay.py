@@ -495,6 +495,22 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
     assert store_of(buffer).kept == store_of(reference).kept
 
 
+def test_a_full_disk_is_an_error_when_a_pickle_is_read_too(tmp_path, monkeypatch):
+    buffer = make_buffer(memory_map=tmp_path)
+    add(buffer, [transitions(frames_of(19))])
+    pickled, size = pickle.dumps(buffer), store_of(buffer).capacity * 32
+
+    def free(number):
+        monkeypatch.setattr("rl_ae.sb3.replay.shutil.disk_usage", lambda folder: SimpleNamespace(free=number))
+
+    free(size - 1)  # room for all but a byte of the new file, and for all that the frames do not fill
+    with pytest.raises(OSError, match=r"frames need 0.0 GB more"):
+        pickle.loads(pickled)
+    free(size)
+    again = pickle.loads(pickled)
+    assert np.array_equal(again.observations[:18], buffer.observations[:18])
+
+
 def test_what_is_expected_to_fit_is_what_it_takes():
     buffer = make_buffer(100_000, spaces.Box(0, 255, (9, 84, 84), np.uint8), 3)
     assert buffer.bytes_per_step() == 3 * 84 * 84 + 4 * 4 + 2 * 4 + 3 * 4
@@ -502,13 +518,39 @@ def test_what_is_expected_to_fit_is_what_it_takes():
     assert make_buffer(space=both).bytes_per_step() == 32 + 4 * 4 + 2 * 20 + 2 * 4 + 3 * 4
 
 
-def test_it_warns_above_what_is_free_and_refuses_above_the_limit(monkeypatch):
+def test_it_warns_above_what_is_free_and_refuses_transitions_above_the_limit(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: Memory(free=50_000, limit=60_000))
     each = make_buffer().bytes_per_step()
     with pytest.warns(UserWarning, match=rf"needs 0.0 GB \({55_000 // each} transitions of {each} bytes"):
-        make_buffer(55_000 // each)
+        add(make_buffer(55_000 // each), [transitions(frames_of(3))])
+    with pytest.warns(UserWarning, match=r"buffer_size=\d+ fits"):
+        buffer = make_buffer(65_000 // each)
+    assert buffer.memory_report.startswith(f"replay buffer needs 0.0 GB ({65_000 // each} transitions")
+    for _ in range(2):
+        with pytest.raises(MemoryError, match=r"buffer_size=\d+ fits"):
+            add(buffer, [transitions(frames_of(3))])
     with pytest.raises(MemoryError, match=r"buffer_size=\d+ fits"):
-        make_buffer(65_000 // each)
+        buffer.load_rows(slice(0, 1), {})
+    assert buffer.size() == 0 and store_of(buffer)._frames is None
+
+
+@pytest.mark.parametrize("algorithm", [SAC, SACAE])
+def test_an_agent_is_loaded_to_predict_on_a_small_machine(algorithm, monkeypatch, tmp_path):
+    kwargs = {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": 3}}
+    kwargs |= {"autoencoder": AUTOENCODER} if algorithm is SACAE else {}
+    policy, small = "CnnPolicy" if algorithm is SACAE else "MlpPolicy", {"policy_kwargs": {"net_arch": [8]}}
+    agent = algorithm(policy, pixel_env(), buffer_size=10_000, device="cpu", **small, **kwargs)
+    agent.save(tmp_path / "agent")
+    monkeypatch.setattr(memory, "available_memory", lambda: Memory(free=500_000, limit=1_000_000))
+    with pytest.warns(UserWarning, match=r"10_000 transitions.*buffer_size=\d+ fits"):
+        loaded = algorithm.load(tmp_path / "agent")
+    observation = pixel_env().reset(seed=0)[0]
+    actions = [model.predict(observation, deterministic=True)[0] for model in (agent, loaded)]
+    assert np.array_equal(*actions)
+    with pytest.warns(UserWarning, match="fits"):
+        loaded = algorithm.load(tmp_path / "agent", env=pixel_env())
+    with pytest.raises(MemoryError, match=r"buffer_size=\d+ fits"):
+        loaded.learn(5)
 
 
 # ---------------------------------------------------------------------- errors

@@ -9,12 +9,13 @@ from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformObservation
 from stable_baselines3 import SAC
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from rl_ae import ConvConfig, RAEConfig, VAEConfig, create_autoencoder
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.pixels import to_unit
-from rl_ae.sb3 import LatentObservation, VecLatentObservation
+from rl_ae.sb3 import AutoencoderExtractor, LatentObservation, VecLatentObservation
 
 SHAPE, D = (3, 12, 14), 5
 CONV = ConvConfig(filters=(4,), strides=(4,), kernel_size=4)
@@ -108,6 +109,29 @@ def test_images_of_other_types_and_an_agents_encoder():
         dot = torch.as_tensor(DotEnv(SHAPE).reset(seed=1)[0][None] == 255)
         expected = latents_of(autoencoder, torch.where(dot, 1.0, black).numpy())
         np.testing.assert_allclose(env.reset(seed=1)[0], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        (np.uint8, 0, 255),
+        (np.uint8, 0, 1),
+        (np.uint8, 3, 40),
+        (np.int16, 0, 1),
+        (np.int16, -5, 3000),
+        (np.float32, 0.0, 1.0),
+        (np.float32, 0.5, 4.0),
+    ],
+)
+def test_latents_are_those_of_the_extractor(dtype, low, high, tmp_path):
+    make_autoencoder().save_pretrained(tmp_path)
+    space = spaces.Box(low, high, SHAPE, dtype, seed=0)
+    image = space.sample()
+    extractor = AutoencoderExtractor(space, tmp_path)
+    with torch.no_grad():
+        expected = extractor(preprocess_obs(torch.as_tensor(image)[None], space))[0].numpy()
+    env = LatentObservation(TransformObservation(DotEnv(SHAPE), lambda _: image, space), tmp_path, device="cpu")
+    assert np.array_equal(env.reset()[0], expected)
 
 
 def test_a_vector_of_environments_is_encoded_in_one_forward():

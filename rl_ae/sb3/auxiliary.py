@@ -21,7 +21,7 @@ the policy's nor the extractor's: what clips, copies, averages or saves those ne
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -149,7 +149,10 @@ class AuxiliaryLossCallback(BaseCallback):
     ``train/critic_psnr``, ``train/actor_psnr``.
 
     Args:
-        loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
+        loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``. Copied for
+            each part of a ``Dict``.
+        reconstruct: Names of the parts of a ``Dict`` that are reconstructed; all that are encoded if omitted. The
+            agent's own loss trains the encoders of the others.
         updates_per_agent_update: Off-policy: updates for each of the agent's gradient steps; a fraction for fewer.
         epochs: On-policy: passes over each rollout.
         batch_size: Observations an update; the agent's own if ``None``, the whole rollout where it has none (A2C).
@@ -163,9 +166,9 @@ class AuxiliaryLossCallback(BaseCallback):
         learners: Key of the observation → owner of the encoder → learner; learners of one key share their decoder.
 
     Raises:
-        TypeError: If the loss is an autoencoder, or no module.
+        TypeError: If the loss is an autoencoder, or no module, or ``reconstruct`` is no list of names.
         ValueError: If a number is out of range; or, once it meets the agent, if that has no encoder to train, trains
-            one itself, or is another than the one before.
+            one itself, is another than the one before, or encodes nothing of a name in ``reconstruct``.
 
     Example:
         >>> model = PPO("CnnPolicy", env, policy_kwargs={  # doctest: +SKIP
@@ -181,6 +184,7 @@ class AuxiliaryLossCallback(BaseCallback):
         self,
         loss: nn.Module | None = None,
         *,
+        reconstruct: Sequence[str] | None = None,
         updates_per_agent_update: float = 1.0,
         epochs: int = 1,
         batch_size: int | None = None,
@@ -198,12 +202,14 @@ class AuxiliaryLossCallback(BaseCallback):
             )
         if loss is not None and not isinstance(loss, nn.Module):
             raise TypeError(f"loss must be a module with the signature of Loss.forward, got {type(loss).__name__}")
+        if isinstance(reconstruct, str):
+            raise TypeError(f"reconstruct must be a list of names, got {reconstruct!r}: pass [{reconstruct!r}]")
         for name, number in (("epochs", epochs), ("batch_size", batch_size), ("diagnostics_every", diagnostics_every)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {number}")
         if not 0.0 <= updates_per_agent_update < float("inf"):
             raise ValueError(f"updates_per_agent_update must be ≥ 0 and finite, got {updates_per_agent_update}")
-        self.loss, self.precision, self.seed = loss, precision, seed
+        self.loss, self.reconstruct, self.precision, self.seed = loss, reconstruct, precision, seed
         self.updates_per_agent_update, self.epochs, self.batch_size = updates_per_agent_update, epochs, batch_size
         self.learning_rate, self.diagnostics_every = learning_rate, diagnostics_every
         self.learners: dict[str, dict[str, RepresentationLearner]] = {}
@@ -242,18 +248,30 @@ class AuxiliaryLossCallback(BaseCallback):
     ) -> dict[str, dict[str, RepresentationLearner]]:
         learners: dict[str, dict[str, RepresentationLearner]] = {}
         for owner, extractor in extractors.items():
-            for key, part in parts(extractor).items():
+            for key, part in self._reconstructed(extractor).items():
                 same = learners.setdefault(key, {})
                 same[owner] = _first(same).for_encoder(part.encoder) if same else self._make_learner(part)
         return learners
 
+    def _reconstructed(self, extractor: AutoencoderExtractor) -> dict[str, Part]:
+        """The encoders that get the loss, by the key of the observation they read."""
+        encoded = parts(extractor)
+        names = list(encoded) if self.reconstruct is None else list(self.reconstruct)
+        if not names or set(names) - encoded.keys():
+            raise ValueError(f"reconstruct must name some of {sorted(encoded)}, which are encoded; got {names}")
+        return {name: encoded[name] for name in names}
+
     def _make_learner(self, part: Part) -> RepresentationLearner:
         autoencoder = create_autoencoder(part.autoencoder, part.observation_shape, part.encoder)
-        return create_learner(autoencoder.to(self.model.device), loss=self.loss, precision=self.precision)
+        # a copy: learners that share no decoder would step on a loss's parameters one after the other
+        loss = copy.deepcopy(self.loss)
+        return create_learner(autoencoder.to(self.model.device), loss=loss, precision=self.precision)
 
     def _check_same_agent(self, extractors: Mapping[str, AutoencoderExtractor]) -> None:
         mine = {id(learner.autoencoder.encoder) for learner in self._all_learners()}
-        theirs = {id(part.encoder) for extractor in extractors.values() for part in parts(extractor).values()}
+        theirs = {
+            id(part.encoder) for extractor in extractors.values() for part in self._reconstructed(extractor).values()
+        }
         if mine != theirs:
             raise ValueError(
                 "this callback trains the encoder of another agent, which this policy does not own: give each agent a "
@@ -306,10 +324,11 @@ class AuxiliaryLossCallback(BaseCallback):
             self._train(self._shuffled(rollout, count), count)
 
     def _sampled(self, updates: int) -> Iterator[Mapping[str, Tensor]]:
-        """Batches of the agent's replay buffer."""
+        """Batches of the agent's replay buffer, normalised where the agent's are."""
         assert isinstance(self.model, OffPolicyAlgorithm) and self.model.replay_buffer is not None
+        batch_size, normalise = self.batch_size or self.model.batch_size, self.model.get_vec_normalize_env()
         for _ in range(updates):
-            yield _by_key(self.model.replay_buffer.sample(self.batch_size or self.model.batch_size).observations)
+            yield _by_key(self.model.replay_buffer.sample(batch_size, env=normalise).observations)
 
     def _shuffled(self, rollout: Mapping[str, Tensor], count: int) -> Iterator[Mapping[str, Tensor]]:
         """Minibatches of a rollout."""

@@ -83,20 +83,37 @@ def check_replay_memory(
     Warns:
         UserWarning: If it does not fit now.
     """
-    return check_fit(buffer_size, bytes_per_step(observation_space, action_space, optimize_memory_usage), memory)
+    fit = compare(buffer_size, bytes_per_step(observation_space, action_space, optimize_memory_usage), memory)
+    if not fit.ever:
+        raise MemoryError(fit.advice)
+    if not fit.now:
+        warnings.warn(fit.advice, stacklevel=2)
+    return fit.report
 
 
-def check_fit(buffer_size: int, each: int, memory: Memory | None = None) -> str:
-    """Compare what transitions of ``each`` so many bytes need with what there is; as :func:`check_replay_memory`."""
+class Fit(NamedTuple):
+    """What a replay buffer needs beside what there is.
+
+    Attributes:
+        report: The arithmetic in one line, for the log.
+        advice: The same, with a ``buffer_size`` that fits.
+        now: Whether the buffer fits into the memory that is free.
+        ever: Whether it fits into all the memory that this process can have.
+    """
+
+    report: str
+    advice: str
+    now: bool
+    ever: bool
+
+
+def compare(buffer_size: int, each: int, memory: Memory | None = None) -> Fit:
+    """Compare what transitions of ``each`` so many bytes need with what there is, which is measured if omitted."""
     free, limit = available_memory() if memory is None else memory
     needed = buffer_size * each
-    message = (
+    report = (
         f"replay buffer needs {needed / 1e9:.1f} GB ({buffer_size:_} transitions of {each:_} bytes), "
         f"{free / 1e9:.1f} GB free of {limit / 1e9:.1f} GB"
     )
-    advice = f"{message}: buffer_size={int(0.9 * free) // each:_} fits"
-    if needed > limit:
-        raise MemoryError(advice)
-    if needed > free:
-        warnings.warn(advice, stacklevel=3)
-    return message
+    advice = f"{report}: buffer_size={int(0.9 * free) // each:_} fits"
+    return Fit(report, advice, now=needed <= free, ever=needed <= limit)

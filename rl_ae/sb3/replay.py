@@ -9,6 +9,7 @@ import functools
 import itertools
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from rl_ae.sb3.memory import check_fit
+from rl_ae.sb3.memory import compare
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -122,7 +123,8 @@ class FrameStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if self._frames is not None:
-            saved, self._frames = self._frames, self._allocate(self.capacity)
+            saved, self._frames = self._frames, None  # or a new file would pass for one that holds them already
+            self._frames = self._allocate(self.capacity)
             self._frames[: self._used] = self._from_numpy(saved)
 
 
@@ -500,14 +502,16 @@ class FrameReplayBuffer(NStepReplayBuffer):
     Raises:
         ValueError: If the space is no stack of ``n_stack`` frames, or arguments exclude each other.
         TypeError: If the arguments or the base classes are HerReplayBuffer's.
-        MemoryError: If it can never fit into memory.
 
     Warns:
-        UserWarning: If it does not fit now.
+        UserWarning: If it does not fit into memory. If it never can, the first transition raises a ``MemoryError``, and
+            not the constructor: an agent that is loaded to predict has a buffer, too, and fills none.
     """
 
     observations: Any
     next_observations: Any
+    #: What to raise with the first transition.
+    _too_large: str | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # here, because HerReplayBuffer.__init__ would not call the one below
@@ -563,7 +567,12 @@ class FrameReplayBuffer(NStepReplayBuffer):
         else:
             self.observations, self.next_observations = views[_BOX]
         #: What it needs and what there is, in one line.
-        self.memory_report = check_fit(self.buffer_size * n_envs, self.bytes_per_step())
+        fit = compare(self.buffer_size * n_envs, self.bytes_per_step())
+        self.memory_report = fit.report
+        if not fit.now:
+            warnings.warn(fit.advice, stacklevel=2)
+        if not fit.ever:
+            self._too_large = fit.advice
 
     def bytes_per_step(self) -> int:
         """Bytes of main memory that a transition takes, in episodes that are much longer than a stack."""
@@ -591,7 +600,9 @@ class FrameReplayBuffer(NStepReplayBuffer):
         Raises:
             ValueError: If the next observation is not the observation moved on by one frame, the observations are of
                 another number of environments, or the buffer is shorter than an n-step return. Nothing is kept then.
+            MemoryError: If the buffer can never fit into memory.
         """
+        self._check_memory()
         if self.buffer_size < self.n_steps:  # not at construction: an agent is loaded to predict with a buffer of 1
             raise ValueError(
                 f"expected room for n_steps={self.n_steps} transitions of an environment, got {self.buffer_size} "
@@ -670,9 +681,15 @@ class FrameReplayBuffer(NStepReplayBuffer):
             KeyError: If arrays are missing.
             IndexError: If a reference has no frame.
             ValueError: If shapes do not fit.
+            MemoryError: If the buffer can never fit into memory.
         """
+        self._check_memory()
         for key, part in self._stacked():
             part.load_rows(rows, frames=saved[f"{key}/frames"], references=saved[f"{key}/references"])
+
+    def _check_memory(self) -> None:
+        if self._too_large is not None:
+            raise MemoryError(self._too_large)
 
     def _stacked(self) -> list[tuple[str, StackedObservations]]:
         return [(key, part) for key, part in self._parts.items() if isinstance(part, StackedObservations)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -24,7 +24,7 @@ from rl_ae.autoencoders import Autoencoder, Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
 from rl_ae.factory import is_pretrained, load_pretrained
 from rl_ae.networks import TanhProjection
-from rl_ae.pixels import scale_range, to_unit
+from rl_ae.pixels import scale_range
 from rl_ae.sb3.observations import OBSERVATION, View, bounds
 
 #: What encodes: the folder (or Hub id) of a saved autoencoder, or a trained module, which is copied.
@@ -135,7 +135,7 @@ class _Eyes:
             else _channels_first_shape(next(iter(images.values())))
         )
         self.device = get_device(device)
-        #: By key: what of the images becomes 0 and 1, if it is not the type that says so.
+        #: By key: what of the images becomes 0 and 1, if they are not in that range already.
         self.bounds = {name: self._bounds(image) for name, image in images.items()}
 
         encoder = copy.deepcopy(module.encoder if isinstance(module, Autoencoder) else module)
@@ -156,7 +156,10 @@ class _Eyes:
             raise ValueError(
                 f"expected images with finite bounds, got [{low.min()}, {high.max()}]: declare what the values can be"
             )
-        found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
+        if is_image_space(space):  # which Stable-Baselines3 would scale
+            found = torch.tensor(0.0), torch.tensor(255.0)
+        else:
+            found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
         return None if found is None else (found[0].to(self.device), found[1].to(self.device))
 
     def _channels_first(self, images: Array) -> Array:
@@ -189,7 +192,7 @@ class _Eyes:
         if len(self.shape) == 1:
             return batch.float()
         limits = self.bounds[name]
-        return to_unit(batch) if limits is None else scale_range(batch.float(), *limits)
+        return batch.float() if limits is None else scale_range(batch.float(), *limits)
 
 
 def _image_keys(space: spaces.Space[Any], key: str | Sequence[str] | None) -> tuple[str, ...]:
