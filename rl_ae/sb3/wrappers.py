@@ -157,9 +157,8 @@ class _Eyes:
                 f"expected images with finite bounds, got [{low.min()}, {high.max()}]: declare what the values can be"
             )
         if is_image_space(space):  # which Stable-Baselines3 would scale
-            found = torch.tensor(0.0), torch.tensor(255.0)
-        else:
-            found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
+            return torch.tensor(0.0, device=self.device), torch.tensor(255.0, device=self.device)
+        found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
         return None if found is None else (found[0].to(self.device), found[1].to(self.device))
 
     def _channels_first(self, images: Array) -> Array:
