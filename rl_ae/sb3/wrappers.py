@@ -156,10 +156,9 @@ class _Eyes:
             raise ValueError(
                 f"expected images with finite bounds, got [{low.min()}, {high.max()}]: declare what the values can be"
             )
-        if is_image_space(space):  # which Stable-Baselines3 would scale
-            found = torch.tensor(0.0), torch.tensor(255.0)
-        else:
-            found = bounds(View(spaces.Box(low, high, dtype=space.dtype), self.shape, DEFAULT_AUTOENCODER))
+        of_bytes = torch.tensor(0.0), torch.tensor(255.0)  # which Stable-Baselines3 scales for an agent
+        ordered = spaces.Box(low, high, dtype=space.dtype)
+        found = of_bytes if is_image_space(space) else bounds(View(ordered, self.shape, DEFAULT_AUTOENCODER))
         return None if found is None else (found[0].to(self.device), found[1].to(self.device))
 
     def _channels_first(self, images: Array) -> Array:
