@@ -11,8 +11,8 @@ import pytest
 
 import rl_ae
 from rl_ae.envs import PixelConfig, make_pixel_env, wrap_pixels
-from rl_ae.sb3 import SACAE
-from rl_ae.sb3.run_config import PENDULUM
+from rl_ae.sb3 import SACAE, TD3AE, FrameReplayBuffer
+from rl_ae.sb3.run_config import PENDULUM, PENDULUM_TD3
 
 SCRIPT = """
 import inspect, json, torch
@@ -45,18 +45,21 @@ print("FACTS", json.dumps({
 run = ["--algo", "sac_ae", "--env", "Pendulum-v1", "-f", "logs", "--seed", "1"]
 zoo.main(["train", *run, "-n", "24", "--eval-freq", "24", "--eval-episodes", "1", "--hyperparams", *SETTINGS])
 zoo.main(["enjoy", *run, "--no-render", "-n", "100"])
+td3 = ["--algo", "td3_ae", "--env", "Pendulum-v1", "-f", "logs", "--seed", "1"]
+zoo.main(["train", *td3, "-n", "20", "--eval-freq", "-1", "--hyperparams", *SETTINGS])
+zoo.main(["enjoy", *td3, "--no-render", "-n", "5"])
 """
 SETTINGS = ["learning_starts:16", "catch_up_updates:1", "batch_size:4", "policy_kwargs:dict(net_arch=[8])"]
 
 
 @pytest.fixture(scope="module")
 def zoo_run(tmp_path_factory):
-    """The folder of a short run through the zoo, and what was printed."""
+    """The folder of short runs through the zoo, and what was printed."""
     folder = tmp_path_factory.mktemp("zoo")
     script = f"SETTINGS = {SETTINGS}\n{SCRIPT}"
     result = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return folder / "logs/sac_ae/Pendulum-v1_1", result.stdout
+    return folder / "logs", result.stdout
 
 
 def test_our_algorithms_and_settings_are_known(zoo_run):
@@ -72,12 +75,14 @@ def test_our_algorithms_and_settings_are_known(zoo_run):
 
 
 def test_an_agent_is_trained_saved_evaluated_and_played(zoo_run):
-    folder, printed = zoo_run
+    logs, printed = zoo_run
+    folder = logs / "sac_ae/Pendulum-v1_1"
     env = make_pixel_env("Pendulum-v1", PENDULUM.pixels)
     model = SACAE.load(folder / "Pendulum-v1.zip", env=env, device="cpu")
     assert (model.num_timesteps, model._n_updates) == (24, 1 + 4)
     assert (model.batch_size, model.train_freq.frequency, model.actor_update_interval) == (4, 2, 1)  # given; shipped
     assert model.policy.net_arch == [8]
+    assert isinstance(model.replay_buffer, FrameReplayBuffer)
     config = model.policy.autoencoder.config
     assert (config.input_centre, config.output_centre) == (1.0, 1.0)
     assert model.observation_space.shape == (3, 48, 48)
@@ -86,6 +91,14 @@ def test_an_agent_is_trained_saved_evaluated_and_played(zoo_run):
     assert evaluated["ep_lengths"].tolist() == [[100]] and -2000 < evaluated["results"].item() < -100
     played = float(re.search(r"Mean reward: ([-\d.]+)", printed)[1])
     assert -200 < played < -10  # in the scale the agent learns from, a tenth
+
+
+def test_td3_ae_is_trained_and_played(zoo_run):
+    env = make_pixel_env("Pendulum-v1", PENDULUM_TD3.pixels)
+    model = TD3AE.load(zoo_run[0] / "td3_ae/Pendulum-v1_1/Pendulum-v1.zip", env=env, device="cpu")
+    assert (model.num_timesteps, model._n_updates) == (20, 1 + 2)
+    assert (model.policy_delay, model.tau, model.policy.net_arch) == (1, 0.01, [8])  # shipped, shipped, given
+    assert isinstance(model.replay_buffer, FrameReplayBuffer)
 
 
 def test_wrap_pixels_takes_what_yaml_has():

@@ -33,6 +33,8 @@ rl_zoo3.ALGOS.update(ALGORITHMS)
 #: Arguments of environments that are to be seen.
 _RENDERED = {"render_mode": "rgb_array"}
 _COMMANDS = {"train": train, "enjoy": enjoy}
+#: Classes as expressions that the zoo evaluates: its ``enjoy`` looks for a name in the text, and fails on a class.
+_EXPRESSION = "importlib.import_module({module!r}).{name}"
 
 
 def zoo_settings(config: RunConfig) -> dict[str, Any]:
@@ -47,7 +49,12 @@ def zoo_settings(config: RunConfig) -> dict[str, Any]:
         "env_kwargs": {**_RENDERED, **json.loads(config.env_kwargs)},
         "env_wrapper": [{"rl_ae.envs.wrap_pixels": dataclasses.asdict(config.pixels)}],
         **config.agent.arguments(),
+        **{name: _as_expression(value) for name, value in config.replay_arguments().items()},
     }
+
+
+def _as_expression(value: Any) -> Any:
+    return _EXPRESSION.format(module=value.__module__, name=value.__name__) if isinstance(value, type) else value
 
 
 def settings_file(algorithm: str) -> Path:
