@@ -144,18 +144,18 @@ def normalizer():
 NORMALIZER = normalizer()
 
 
-def same(one, other):
+def assert_same(one, other):
     assert type(one) is type(other)
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
-            same(one[key], other[key])
+            assert_same(one[key], other[key])
     elif one is not None:
         assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
         assert torch.equal(one, other)
 
 
-def same_draws(buffer, reference, seed, batch_size, env):
+def assert_same_draws(buffer, reference, seed, batch_size, env):
     """Both draw the same and leave the generator in the same state."""
     samples, states = [], []
     for source in (buffer, reference):
@@ -165,10 +165,10 @@ def same_draws(buffer, reference, seed, batch_size, env):
     assert states[0] == states[1]
     assert type(samples[0]) is type(samples[1])
     for one, other in zip(*samples, strict=True):
-        same(one, other)
+        assert_same(one, other)
 
 
-def keeps_what_is_referred_to(part):
+def assert_what_is_referred_to_is_kept(part):
     """No frame is lost, none is kept for nothing."""
     used = np.unique(part.references[part.references >= 0])
     assert part.store.kept == len(used)
@@ -187,10 +187,10 @@ def replay(case, streams, buffer, reference, join):
             target.add(observations, next_observations, actions, rewards, dones, infos)
         if step % 7 == 0 or step == case["steps"] - 1:
             batch_size = min(16, case["rows"] * case["n_envs"])
-            same_draws(buffer, reference, int(rng.integers(2**32)), batch_size, env)
+            assert_same_draws(buffer, reference, int(rng.integers(2**32)), batch_size, env)
             for part in buffer._parts.values():
                 if hasattr(part, "references"):
-                    keeps_what_is_referred_to(part)
+                    assert_what_is_referred_to_is_kept(part)
 
 
 def make_streams(case, count):
@@ -221,7 +221,9 @@ def test_it_returns_what_sb3s_buffers_return(case):
         reference = NStepReplayBuffer(*arguments, **common, **n_step)
     else:
         reference = ReplayBuffer(*arguments, **common)
-    replay(case, [stream], buffer, reference, lambda steps: steps[0])
+    replay(case, [stream], buffer, reference, lambda steps: steps[0])  # asserts on the way
+    assert (buffer.size(), buffer.pos, buffer.full) == (reference.size(), reference.pos, reference.full)
+    assert np.array_equal(buffer.dones, reference.dones) and np.array_equal(buffer.rewards, reference.rewards)
 
 
 class BufferAKey:
@@ -283,7 +285,8 @@ def test_it_returns_what_sb3s_buffers_return_of_a_dict(case):
         reference = BufferAKey(space, lambda part: NStepReplayBuffer(size, part, actions, **common, **n_step))
     else:
         reference = DictReplayBuffer(*arguments, **common)
-    replay(case, streams, buffer, reference, join)
+    replay(case, streams, buffer, reference, join)  # asserts on the way
+    assert buffer.size() == min(case["steps"], case["rows"]) and buffer.full == (case["steps"] >= case["rows"])
 
 
 # ---------------------------------------------------------------------- one stream, looked at closely
@@ -417,7 +420,8 @@ def test_a_frame_may_be_one_number(dtype):
     numbers = np.random.default_rng(0).integers(0, 2, 40).astype(dtype)
     for target in targets:
         add(target, [[(numbers[None, i : i + 3], numbers[None, i + 1 : i + 4]) for i in range(30)]])
-    same_draws(*targets, 0, 16, None)
+    assert_same_draws(*targets, 0, 16, None)
+    assert np.array_equal(targets[0].observations[:20], targets[1].observations)
 
 
 def test_observations_are_normalised_as_by_sb3():
@@ -429,7 +433,7 @@ def test_observations_are_normalised_as_by_sb3():
     pairs = [(episode[i : i + 2].reshape(1, 4), episode[i + 1 : i + 3].reshape(1, 4)) for i in range(10)]
     for target in targets:
         add(target, [pairs])
-    same_draws(*targets, 0, 16, env)
+    assert_same_draws(*targets, 0, 16, env)
     on_device = make_buffer(space=space, n_stack=2, storage="device")
     add(on_device, [pairs])
     with pytest.raises(ValueError, match=r"on a device cannot be normalised"):
@@ -449,12 +453,12 @@ def test_a_pickled_buffer_goes_on_in_the_middle_of_an_episode(tmp_path, storage,
         add(target, [episode[:added]])
     again = pickle.loads(pickle.dumps(buffer, protocol=pickle.HIGHEST_PROTOCOL))
     del buffer
-    same_draws(again, reference, 5, 16, None)
+    assert_same_draws(again, reference, 5, 16, None)
     kept = store_of(again).kept
     for target in (again, reference):
         add(target, [episode[added : added + 2]])
     assert store_of(again).kept == min(kept + 2, 23)  # it knows the stack that goes on
-    same_draws(again, reference, 6, 16, None)
+    assert_same_draws(again, reference, 6, 16, None)
 
 
 def test_a_pickle_holds_the_frames_there_are():
@@ -764,7 +768,7 @@ def test_an_agents_buffer_is_saved_and_loaded(tmp_path):
     loaded = SACAE.load(tmp_path / "agent", env=pixel_env(), device="cpu")
     assert isinstance(loaded.replay_buffer, FrameReplayBuffer) and loaded.replay_buffer.size() == 0
     loaded.load_replay_buffer(tmp_path / "buffer")
-    same_draws(loaded.replay_buffer, agent.replay_buffer, 0, 16, None)
+    assert_same_draws(loaded.replay_buffer, agent.replay_buffer, 0, 16, None)
     loaded.learn(5, reset_num_timesteps=False)
     assert loaded.replay_buffer.size() == 35
 
