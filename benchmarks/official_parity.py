@@ -132,7 +132,7 @@ def pairs(official: Any, ours: SACAE) -> list[tuple[str, Tensor, Tensor]]:
 
 def make_ours(official: Any) -> SACAE:
     """SACAE with its own defaults and the authors' weights."""
-    agent = SACAE("CnnPolicy", Images(), buffer_size=1, device="cpu")
+    agent = SACAE("CnnPolicy", Images(), buffer_size=1, device="cpu", update="paper", precision="fp32")
     agent.policy.double().set_training_mode(True)
     agent.log_ent_coef.data = agent.log_ent_coef.data.double()
     with torch.no_grad():
@@ -164,7 +164,7 @@ def update_both(official: Any, ours: SACAE, index: int) -> dict[str, tuple[float
     ):
         official.update(replay, log, step=index)
     batch = Batch(observations / 255, actions, next_observations / 255, rewards, dones, ours.gamma, targets)
-    metrics = ours.update(batch, Noise(*normals))
+    metrics = ours.train_on(batch, Noise(*normals))
     return {ours: (log.values[theirs], metrics[ours].item()) for ours, theirs in LOSSES.items() if ours in metrics}
 
 

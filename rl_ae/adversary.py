@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rl_ae.losses.disentangling import Discriminator, discriminator_loss, permute_latents
+from rl_ae.optimizers import Adam
 
 
 class Adversary:
@@ -25,7 +26,7 @@ class Adversary:
 
     def __init__(self, discriminator: Discriminator, learning_rate: float) -> None:
         self.discriminator = discriminator
-        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+        self.optimizer = Adam(discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
 
     def update(self, z: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Take one gradient step.

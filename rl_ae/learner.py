@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,30 @@ from tqdm import tqdm
 from rl_ae.adversary import Adversary
 from rl_ae.autoencoders import Autoencoder, Encoder
 from rl_ae.losses import LossBreakdown
+from rl_ae.optimizers import Adam
 from rl_ae.pixels import dequantize, to_unit
-from rl_ae.precision import autocast, check_precision
+from rl_ae.precision import autocast, resolve_precision
+
+
+class Evaluated(NamedTuple):
+    """A loss on a batch, before any step.
+
+    Attributes:
+        total: Scalar to take the gradient of: the weighted sum, times the learner's scale.
+        terms: Scalars before weighting, by name.
+        latent: What was encoded.
+        z: The draw of it that was decoded, (B, D).
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    latent: Any
+    z: Tensor
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """Every term and the total, detached."""
+        return {**{name: term.detach() for name, term in self.terms.items()}, "total": self.total.detach()}
 
 
 class RepresentationLearner:
@@ -55,12 +77,11 @@ class RepresentationLearner:
         precision: str = "fp32",
     ) -> None:
         device = next(autoencoder.parameters()).device
-        check_precision(precision, device)
         self.autoencoder, self.loss, self.adversary = autoencoder, loss.to(device), adversary
-        self.target_bits, self.scale, self.precision = target_bits, scale, precision
-        self.encoder_optimizer = torch.optim.Adam(autoencoder.encoder.parameters(), lr=encoder_learning_rate)
+        self.target_bits, self.scale, self.precision = target_bits, scale, resolve_precision(precision, device)
+        self.encoder_optimizer = Adam(autoencoder.encoder.parameters(), lr=encoder_learning_rate)
         own = () if adversary is not None else self.loss.parameters()
-        self.decoder_optimizer = torch.optim.Adam(
+        self.decoder_optimizer = Adam(
             [*autoencoder.decoder.parameters(), *autoencoder.output.parameters(), *own],
             lr=decoder_learning_rate,
             weight_decay=decoder_weight_decay,
@@ -85,16 +106,22 @@ class RepresentationLearner:
         learner.autoencoder = type(self.autoencoder)(config=self.autoencoder.config, encoder=encoder)
         learner.autoencoder.decoder, learner.autoencoder.output = self.autoencoder.decoder, self.autoencoder.output
         learning_rate = self.encoder_optimizer.param_groups[0]["lr"]
-        learner.encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+        learner.encoder_optimizer = Adam(encoder.parameters(), lr=learning_rate)
         learner.step = 0
         return learner
 
     def target(self, observations: Tensor) -> Tensor:
-        """What the decoder is to return for images (B, C, H, W) in [0, 1]: the same shape, fewer bits, fresh noise."""
-        return observations if self.target_bits is None else dequantize(observations, self.target_bits)
+        """What the decoder is to return for images (B, C, H, W): the same shape in [0, 1], fewer bits, fresh noise.
+
+        Args:
+            observations: In [0, 1], or ``uint8`` frames; vectors are returned as they are.
+        """
+        if self.target_bits is not None:
+            return dequantize(observations, self.target_bits)
+        return observations if observations.is_floating_point() else to_unit(observations)
 
     def update(
-        self, observations: Tensor, target: Tensor | None = None, n_data: int | None = None
+        self, observations: Tensor, target: Tensor | None = None, n_data: int | None = None, latent: Any = None
     ) -> dict[str, Tensor]:
         """Take one gradient step.
 
@@ -102,6 +129,7 @@ class RepresentationLearner:
             observations: Images (B, C, H, W) in [0, 1], or vectors (B, N).
             target: What to reconstruct, the same shape; :meth:`target` of the observations if omitted.
             n_data: Size of the data set they were drawn from; β-TCVAE needs it.
+            latent: What the autoencoder encodes them to, if that is known already.
 
         Returns:
             Detached scalars by name: every term before weighting, and ``total``.
@@ -110,43 +138,47 @@ class RepresentationLearner:
             TypeError: If the observations are not floating point.
             ValueError: If they do not have the autoencoder's shape, or the loss refuses them.
         """
-        breakdown, latent, z = self._losses(observations, target, n_data)
+        evaluated = self.losses(observations, target, n_data, latent)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        (self.scale * breakdown.total).backward()
+        evaluated.total.backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        if any(parameter.requires_grad for parameter in self.autoencoder.encoder.parameters()):
-            self.autoencoder.after_update(latent)  # a frozen encoder's codebook stands still, too
-        metrics = self._metrics(breakdown)
-        if self.adversary is not None:
-            metrics |= self.adversary.update(z)
-        self.step += 1
-        return metrics
+        return self.follow(evaluated)
 
     @torch.no_grad()
     def evaluate(
         self, observations: Tensor, target: Tensor | None = None, n_data: int | None = None
     ) -> dict[str, Tensor]:
         """The metrics of :meth:`update` without the step; changes nothing."""
-        breakdown, _, _ = self._losses(observations, target, n_data)
-        return self._metrics(breakdown)
+        return self.losses(observations, target, n_data).metrics
 
-    def _losses(
-        self, observations: Tensor, target: Tensor | None, n_data: int | None
-    ) -> tuple[LossBreakdown, Any, Tensor]:
-        """Losses, latent and the draw that was decoded."""
+    def losses(
+        self, observations: Tensor, target: Tensor | None = None, n_data: int | None = None, latent: Any = None
+    ) -> Evaluated:
+        """The losses of a batch, with their graph, for those who step themselves and call :meth:`follow`; arguments and errors as :meth:`update`."""
         if target is None:
             target = self.target(observations)
         with autocast(observations.device, self.precision):
-            latent = self.autoencoder.encode(observations)
+            latent = self.autoencoder.encode(observations) if latent is None else latent
             z = self.autoencoder.draw(latent, self.step)
             likelihood = self.autoencoder.likelihood(z)
-        return self.loss(likelihood, target, latent, z, step=self.step, n_data=n_data), latent, z
+        breakdown: LossBreakdown = self.loss(likelihood, target, latent, z, step=self.step, n_data=n_data)
+        return Evaluated(self.scale * breakdown.total, breakdown.terms, latent, z)
 
-    def _metrics(self, breakdown: LossBreakdown) -> dict[str, Tensor]:
-        terms = {name: term.detach() for name, term in breakdown.terms.items()}
-        return {**terms, "total": self.scale * breakdown.total.detach()}
+    def follow(self, evaluated: Evaluated) -> dict[str, Tensor]:
+        """After a gradient step on a batch: move what no gradient moves, the codebook, adversary and step.
+
+        Returns:
+            As :meth:`update`.
+        """
+        if any(parameter.requires_grad for parameter in self.autoencoder.encoder.parameters()):
+            self.autoencoder.after_update(evaluated.latent)  # a frozen encoder's codebook stands still, too
+        metrics = evaluated.metrics
+        if self.adversary is not None:
+            metrics |= self.adversary.update(evaluated.z)
+        self.step += 1
+        return metrics
 
     def fit(
         self,
@@ -242,6 +274,12 @@ class RepresentationLearner:
             part.load_state_dict(state[name])
 
 
+def total(evaluated: Evaluated | Mapping[str, Evaluated]) -> Tensor:
+    """What a learner's or a :class:`DictLearner`'s losses amount to: the scalar to take the gradient of."""
+    parts = [evaluated] if isinstance(evaluated, Evaluated) else evaluated.values()
+    return torch.stack([part.total for part in parts]).sum()
+
+
 class DictLearner:
     """Learners of observations that come together, two cameras and a vector say: one for each, by name.
 
@@ -267,21 +305,46 @@ class DictLearner:
         return {name: learner.target(observations[name]) for name, learner in self.learners.items()}
 
     def update(
-        self, observations: Mapping[str, Tensor], targets: Mapping[str, Tensor] | None = None, n_data: int | None = None
+        self,
+        observations: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor] | None = None,
+        n_data: int | None = None,
+        latents: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Take one gradient step of every learner; arguments and errors as :meth:`RepresentationLearner.update`.
 
         Returns:
             Every learner's metrics as ``"<name>/<metric>"``, and the sum of their totals as ``"total"``.
         """
+        evaluated = self.losses(observations, targets, n_data, latents)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        total(evaluated).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return self.follow(evaluated)
+
+    def losses(
+        self,
+        observations: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor] | None = None,
+        n_data: int | None = None,
+        latents: Mapping[str, Any] | None = None,
+    ) -> dict[str, Evaluated]:
+        """The losses of a batch by name, as :meth:`RepresentationLearner.losses`."""
         targets = self.target(observations) if targets is None else targets
+        known = {} if latents is None else latents
+        return {
+            name: learner.losses(observations[name], targets[name], n_data, known.get(name))
+            for name, learner in self.learners.items()
+        }
+
+    def follow(self, evaluated: Mapping[str, Evaluated]) -> dict[str, Tensor]:
+        """After a gradient step on a batch, as :meth:`RepresentationLearner.follow`; returns as :meth:`update`."""
         metrics: dict[str, Tensor] = {}
-        totals = []
         for name, learner in self.learners.items():
-            own = learner.update(observations[name], targets[name], n_data)
-            totals.append(own["total"])
-            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
-        return {**metrics, "total": torch.stack(totals).sum()}
+            metrics |= {f"{name}/{metric}": value for metric, value in learner.follow(evaluated[name]).items()}
+        return {**metrics, "total": total(evaluated).detach()}
 
     def state_dict(self) -> dict[str, Any]:
         """Every learner's state, by name."""

@@ -3,9 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from rl_ae.latents import DeterministicLatent, GaussianLatent
 from rl_ae.pixels import crop_to, pad_to
@@ -76,6 +79,60 @@ class ConvTrunk(nn.Module):
         return features.flatten(start_dim=1)  # (B, F·h·w)
 
 
+class _TransposedConvolution(torch.autograd.Function):
+    """``conv_transpose2d`` whose weight's gradient is taken as that of the convolution it transposes.
+
+    The two are equal: :math:`\\langle C^T x, g \\rangle = \\langle x, C g \\rangle`, with input and gradient changing places.
+    On a CPU the library's own way takes two to three times as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: list[int],
+        padding: list[int],
+        output_padding: list[int],
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.stride, ctx.padding, ctx.output_padding = stride, padding, output_padding
+        return F.conv_transpose2d(inputs, weight, bias, stride, padding, output_padding)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        # of input, weight and bias; a bias's size would matter to the last alone
+        ours = (None, ctx.stride, ctx.padding, [1, 1], True, ctx.output_padding, 1, [needs_input, False, False])
+        convolution = (None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, [False, needs_weight, False])
+        backward = torch.ops.aten.convolution_backward
+        return (
+            backward(gradient, inputs, weight, *ours)[0],
+            backward(inputs, gradient, weight, *convolution)[1],
+            gradient.sum(dim=(0, 2, 3)) if needs_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
+class TransposedConv(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with the same parameters and the same map, and a faster gradient on a CPU."""
+
+    def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if inputs.device.type != "cpu" or output_size is not None:
+            return super().forward(inputs, output_size)
+        tensors = [inputs, self.weight, self.bias]
+        if torch.is_autocast_enabled("cpu"):  # which does not look into a function of ours
+            tensors = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
+        geometry = (list(sides) for sides in (self.stride, self.padding, self.output_padding))
+        images: Tensor = _TransposedConvolution.apply(*tensors, *geometry)
+        return images
+
+
 class ConvMirror(nn.Module):
     """The mirror of a trunk: the trunk's last feature map → (B, C, H, W), linear at the end.
 
@@ -106,7 +163,7 @@ class ConvMirror(nn.Module):
                 for target, side in zip(target_sides, sides, strict=True)
             ]
             layers.append(
-                nn.ConvTranspose2d(
+                TransposedConv(
                     in_channels,
                     out_channels,
                     trunk.kernel_size,
@@ -143,13 +200,13 @@ class WorldModelsDecoder(nn.Module):
         self.feature_shape = (1024, *(1 + max(math.ceil((side - 64) / 16), 0) for side in self.output_size))
         self.project = nn.Sequential(mlp(widths), nn.Linear(widths[-1], math.prod(self.feature_shape)))
         self.layers = nn.Sequential(
-            nn.ConvTranspose2d(1024, 128, 5, stride=2),
+            TransposedConv(1024, 128, 5, stride=2),
             nn.ReLU(),
-            nn.ConvTranspose2d(128, 64, 5, stride=2),
+            TransposedConv(128, 64, 5, stride=2),
             nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 6, stride=2),
+            TransposedConv(64, 32, 6, stride=2),
             nn.ReLU(),
-            nn.ConvTranspose2d(32, channels, 6, stride=2),
+            TransposedConv(32, channels, 6, stride=2),
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -43,6 +43,16 @@ class DotEnv(gym.Env):
         return self._observe(), reward, False, self.steps >= self.episode_length, {}
 
 
+def step_critic(agent, batch):
+    """The critic's step alone, as the paper's update makes it."""
+    return agent._step_critic(batch, agent._target_q_values(batch, None))[1]
+
+
+def step_representation(agent, batch):
+    """The representation's step alone."""
+    return agent._step_representation(batch, agent._encode(batch.observations))
+
+
 @pytest.fixture
 def dot_env():
     return DotEnv()

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, step_critic, step_representation
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
@@ -167,15 +167,16 @@ def test_losses_reach_their_owners_alone(algorithm):
     with agent.generators.active():
         batch = agent._sample(8)
     assert set(batch.targets) == {"front", "sensor"}
-    assert agent.policy.actor_latent(agent.critic.features_extractor.trunk(batch.observations)).requires_grad
+    with agent._autocast():
+        assert agent.policy.actor_latent(agent._encode(batch.observations).detach_features()).requires_grad
     steps = {
-        "critic": lambda: agent._update_critic(batch, None),
+        "critic": lambda: step_critic(agent, batch),
         "actor": lambda: (
-            agent._update_actor_and_temperature(batch.observations, None)
+            agent._update_actor_and_temperature(agent._encode(batch.observations), None)
             if algorithm is SACAE
-            else agent._update_actor(batch.observations)
+            else agent._update_actor(agent._encode(batch.observations))
         ),
-        "representation": lambda: agent._update_representation(batch),
+        "representation": lambda: step_representation(agent, batch),
     }
     moved = {}
     for loss, step in steps.items():
@@ -199,8 +200,8 @@ def test_the_logged_gradients_are_the_losses_own():
     agent.learn(20)
     with agent.generators.active():
         batch = agent._sample(8)
-    agent._update_critic(batch, None)
-    metrics = agent._update_representation(batch)
+    step_critic(agent, batch)
+    metrics = step_representation(agent, batch)
     trunks = {name: e.trunk.parameters() for name, e in agent.critic.features_extractor.encoders.items()}
     assert all(p.grad is None for name in ("wrist", "sensor") for p in trunks[name])
     front = torch.cat([p.grad.flatten() for p in trunks["front"]])

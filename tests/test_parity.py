@@ -1,16 +1,15 @@
 """Updates of SACAE and TD3AE against an independent transcription of the papers, and faults that must be noticed."""
 
-import contextlib
 from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import DotEnv
-from paper_transcription import PaperSACAE, PaperTD3AE
 
+from benchmarks.paper_transcription import PaperSACAE, PaperTD3AE
 from rl_ae import ConvConfig, RAEConfig
 from rl_ae.sb3 import SACAE, TD3AE
-from rl_ae.sb3.agent import Batch
+from rl_ae.sb3.agent import Batch, Encoding
 from rl_ae.sb3.sac_ae import Noise
 
 CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN, BATCH = 3, 20, 2, 4, 6, 16, 8
@@ -38,6 +37,8 @@ def make_agent(cls=SACAE):
         policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
         buffer_size=10,
         device="cpu",
+        update="paper",
+        precision="fp32",
         **dict(INTERVALS[paper_of(cls)].values()),
     )
     agent.policy.double()
@@ -124,7 +125,7 @@ def assert_parity(cls, updates=5):
     for index in range(updates):
         batch, noise = make_batch(index)
         noise = noise if isinstance(agent, SACAE) else 4.0 * noise.next_action  # far enough to be clipped
-        metrics = agent.update(batch, noise)
+        metrics = agent.train_on(batch, noise)
         losses = paper.update(index, batch, noise, **intervals)
         assert losses.keys() <= metrics.keys()
         for name, loss in losses.items():
@@ -148,9 +149,9 @@ def test_updates_equal_the_transcription(cls):
 
 
 class HalvedMSE(SACAE):
-    def _update_critic(self, batch, noise):
-        with scaled_backward(0.5):
-            return super()._update_critic(batch, noise)
+    def _critic_loss(self, *args):
+        loss, metrics = super()._critic_loss(*args)
+        return 0.5 * loss, metrics
 
 
 class HalvedReconstruction(SACAE):
@@ -167,46 +168,64 @@ class SwappedTaus(SACAE):
 
 
 class ActorBeforeCritic(SACAE):
-    def _update_critic(self, batch, noise):
-        self.early = super()._update_actor_and_temperature(batch.observations, self.noise.action)
-        return super()._update_critic(batch, noise)
+    def _step_critic(self, batch, target_q_values):
+        self.early = super()._update_actor_and_temperature(self._encode(batch.observations), self.noise.action)
+        return super()._step_critic(batch, target_q_values)
 
-    def _update_actor_and_temperature(self, observations, noise):
+    def _update_actor_and_temperature(self, encoding, noise):
         return self.early
 
-    def update(self, batch, noise=None):
+    def train_on(self, batch, noise=None):
         self.noise = noise
-        return super().update(batch, noise)
+        return super().train_on(batch, noise)
 
 
 class RepresentationBeforeTargets(SACAE):
     def _update_targets(self):
-        if self._n_updates % self.decoder_update_interval == 0:
-            self.early = super()._update_representation(self.batch)
+        if self._reconstructs_now:
+            self.early = super()._step_representation(self.batch, self._encode(self.batch.observations))
         super()._update_targets()
 
-    def _update_representation(self, batch):
+    def _step_representation(self, batch, encoding):
         return self.early
 
-    def update(self, batch, noise=None):
+    def train_on(self, batch, noise=None):
         self.batch = batch
-        return super().update(batch, noise)
+        return super().train_on(batch, noise)
+
+
+class EncodingBeforeTheCriticsStep(SACAE):
+    """Actor and decoder read what the encoder returned before the critic moved it."""
+
+    def _step_critic(self, batch, target_q_values):
+        self.early = self._encode(batch.observations)
+        return super()._step_critic(batch, target_q_values)
+
+    def _update_actor_and_temperature(self, encoding, noise):
+        return super()._update_actor_and_temperature(self.early, noise)
 
 
 class TargetKeepsGradient(SACAE):
     """The critic's target is not detached: its gradient reaches the trunk through the next action."""
 
-    def _update_critic(self, batch, noise):
-        with patch.object(torch, "no_grad", contextlib.nullcontext):
-            return super()._update_critic(batch, noise)
+    def _target_q_values(self, batch, noise):
+        return super()._target_q_values.__wrapped__(self, batch, noise)
+
+
+class AttachedFeatures(Encoding):
+    def detach_features(self):
+        return self.features
 
 
 class TrunkNotDetached(SACAE):
     """The actor's loss leaves a gradient on the trunk, though no optimizer steps on it."""
 
-    def _update_actor_and_temperature(self, observations, noise):
-        with patch.object(torch, "no_grad", contextlib.nullcontext):
-            return super()._update_actor_and_temperature(observations, noise)
+    def _update_actor_and_temperature(self, encoding, noise):
+        return super()._update_actor_and_temperature(AttachedFeatures(*self._encode(self.batch.observations)), noise)
+
+    def train_on(self, batch, noise=None):
+        self.batch = batch
+        return super().train_on(batch, noise)
 
 
 class ActorTrainsTrunk(TrunkNotDetached):
@@ -219,9 +238,9 @@ class ActorTrainsTrunk(TrunkNotDetached):
 
 
 class UnclippedNoise(TD3AE):
-    def update(self, batch, noise=None):
+    def train_on(self, batch, noise=None):
         self.target_noise_clip = 10.0
-        return super().update(batch, noise)
+        return super().train_on(batch, noise)
 
 
 class NoSmoothing(TD3AE):
@@ -230,9 +249,9 @@ class NoSmoothing(TD3AE):
 
 
 class UndelayedTargets(TD3AE):
-    def _update_representation(self, batch):
+    def _step_representation(self, batch, encoding):
         self._update_targets()
-        return super()._update_representation(batch)
+        return super()._step_representation(batch, encoding)
 
 
 class TargetTrunkMovesTwice(TD3AE):
@@ -253,29 +272,25 @@ class OnlineTrunkForTheTarget(TD3AE):
     def _smoothed_actions(self, features, noise):
         return super()._smoothed_actions(self.critic.features_extractor.trunk(self.batch.next_observations), noise)
 
-    def update(self, batch, noise=None):
+    def train_on(self, batch, noise=None):
         self.batch = batch
-        return super().update(batch, noise)
+        return super().train_on(batch, noise)
 
 
 class BothCriticsInTheActorsLoss(TD3AE):
-    def _update_actor(self, observations):
+    def _update_actor(self, encoding):
         frozen = self.critic.frozen_q_values
         with patch.object(self.critic, "frozen_q_values", lambda latent, actions, critics: frozen(latent, actions)):
-            return super()._update_actor(observations)
+            return super()._update_actor(encoding)
 
 
 class DeterministicActorTrainsTrunk(TD3AE):
-    def _update_actor(self, observations):
-        with patch.object(torch, "no_grad", contextlib.nullcontext):
-            return super()._update_actor(observations)
+    def _update_actor(self, encoding):
+        return super()._update_actor(AttachedFeatures(*self._encode(self.batch.observations)))
 
-
-@contextlib.contextmanager
-def scaled_backward(factor):
-    backward = torch.Tensor.backward
-    with patch.object(torch.Tensor, "backward", lambda loss: backward(factor * loss)):
-        yield
+    def train_on(self, batch, noise=None):
+        self.batch = batch
+        return super().train_on(batch, noise)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +299,9 @@ def scaled_backward(factor):
         (HalvedMSE, "^actor_loss"),
         (HalvedReconstruction, "^ae_loss"),
         (SwappedTaus, "^target_trunk"),
-        (ActorBeforeCritic, "^critic_loss"),
+        (ActorBeforeCritic, "^actor_loss"),
         (RepresentationBeforeTargets, "^target_trunk|^target_head"),
+        (EncodingBeforeTheCriticsStep, "^actor_loss"),
         (TargetKeepsGradient, "^actor_loss"),
         (TrunkNotDetached, "^trunk"),
         (ActorTrainsTrunk, "^ae_loss|^trunk"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, step_critic, step_representation
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -116,15 +116,17 @@ def run_loss(agent, loss):
             parameter.grad = None
     agent.policy.set_training_mode(True)
     if loss == "critic":
-        agent._update_critic(batch, None)
+        step_critic(agent, batch)
     elif loss == "representation":
-        agent._update_representation(batch)
+        step_representation(agent, batch)
     elif loss == "temperature":
-        latent = agent._actor_latent(batch.observations)
-        agent._update_temperature(agent.actor.sample(latent)[1].detach())
+        with agent._autocast():
+            latent = agent.policy.actor_latent(agent._encode(batch.observations).features)
+            log_prob = agent.actor.sample(latent)[1]
+        agent._update_temperature(log_prob.detach())
     else:
         agent._update_temperature = lambda log_prob: {}
-        agent._update_actor_and_temperature(batch.observations, None)
+        agent._update_actor_and_temperature(agent._encode(batch.observations), None)
     return before
 
 
@@ -169,8 +171,9 @@ def test_targets_move_at_their_own_rates():
         assert torch.allclose(slow, (0.5 if "features_extractor" in name else 0.25) * fast), name
 
 
-def test_intervals_count_updates_across_calls():
-    agent = make_agent(actor_update_interval=3, target_update_interval=2, decoder_update_interval=4)
+@pytest.mark.parametrize("update", ["paper", "fused"])
+def test_intervals_count_updates_across_calls(update):
+    agent = make_agent(update=update, actor_update_interval=3, target_update_interval=2, decoder_update_interval=4)
     agent.learn(20)
     counts = dict.fromkeys(("actor", "targets", "representation"), 0)
 
@@ -183,7 +186,8 @@ def test_intervals_count_updates_across_calls():
 
     agent._update_actor_and_temperature = counted("actor", agent._update_actor_and_temperature)
     agent._update_targets = counted("targets", agent._update_targets)
-    agent._update_representation = counted("representation", agent._update_representation)
+    step = {"paper": "_step_representation", "fused": "_step_jointly"}[update]
+    setattr(agent, step, counted("representation", getattr(agent, step)))
     for _ in range(12):
         agent.train(gradient_steps=1, batch_size=8)
     assert counts == {"actor": 4, "targets": 6, "representation": 3}
@@ -379,7 +383,7 @@ def test_the_actor_may_read_the_latent_and_the_critic_a_sample(autoencoder, use_
     mlp = [p.detach().clone() for p in agent.actor.latent_pi.parameters()]
     if use_sde:
         agent.actor.reset_noise()
-    agent._update_actor_and_temperature(batch.observations, None)
+    agent._update_actor_and_temperature(agent._encode(batch.observations), None)
     assert all(torch.equal(a, b) for a, b in zip(encoder, agent.critic.features_extractor.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(mlp, agent.actor.latent_pi.parameters(), strict=True))
 
@@ -389,7 +393,7 @@ def test_the_actor_may_read_the_latent_and_the_critic_a_sample(autoencoder, use_
         for seed in (0, 1):
             agent.set_parameters(saved)
             torch.manual_seed(seed)
-            found.append(agent._step_critic(batch, torch.ones(8, 1))["critic_loss"].item())
+            found.append(agent._step_critic(batch, torch.ones(8, 1))[1]["critic_loss"].item())
         return found
 
     drawn = losses()
@@ -412,9 +416,9 @@ def test_what_trains_the_encoder_is_logged():
     logged = []
     for batch in batches:
         due = agent.learner.step % 3 == 0
-        agent._update_critic(batch, None)
+        step_critic(agent, batch)
         td = torch.cat([p.grad.flatten() for p in agent.critic.features_extractor.trunk_parameters()])
-        metrics = agent._update_representation(batch)
+        metrics = step_representation(agent, batch)
         ae = torch.cat([p.grad.flatten() for p in agent.critic.features_extractor.trunk_parameters()])
         assert ("gradient_cosine" in metrics) == due
         if due:
@@ -423,7 +427,7 @@ def test_what_trains_the_encoder_is_logged():
             assert metrics["ae_gradient_norm"].item() == pytest.approx(ae.norm().item(), rel=1e-4)
             cosine = torch.nn.functional.cosine_similarity(td, ae, dim=0).item()
             assert metrics["gradient_cosine"].item() == pytest.approx(cosine, rel=1e-3, abs=1e-5)
-            latent = agent.policy.autoencoder.encode(batch.observations).mu
+            latent = agent.policy.autoencoder.encode(batch.observations.float()).mu
             assert metrics["latent_norm"].item() == pytest.approx(latent.norm(dim=1).mean().item(), rel=1e-4)
             assert {"psnr", "active_units", "effective_rank", "latent_kl"} <= metrics.keys()
     assert len(logged) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, step_critic, step_representation
 from stable_baselines3 import TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
@@ -66,9 +66,9 @@ def test_each_loss_reaches_and_moves_its_owners_alone(loss):
         parameter.grad = None
     agent.policy.set_training_mode(True)
     {
-        "critic": lambda: agent._update_critic(batch, None),
-        "actor": lambda: agent._update_actor(batch.observations),
-        "representation": lambda: agent._update_representation(batch),
+        "critic": lambda: step_critic(agent, batch),
+        "actor": lambda: agent._update_actor(agent._encode(batch.observations)),
+        "representation": lambda: step_representation(agent, batch),
     }[loss]()
     touched, moved = set(), set()
     for owner, owned in owners(agent).items():
@@ -105,10 +105,11 @@ def test_targets_move_once_and_at_their_own_rates():
             assert torch.allclose(parameter, rate * fast[name]), name
 
 
-def test_the_delay_counts_updates_across_calls():
-    agent = make_agent(policy_delay=3)
+@pytest.mark.parametrize(("update", "step"), [("paper", "_step_representation"), ("fused", "_step_jointly")])
+def test_the_delay_counts_updates_across_calls(update, step):
+    agent = make_agent(policy_delay=3, update=update)
     agent.learn(20)
-    counts = dict.fromkeys(("_update_actor", "_update_targets", "_update_representation"), 0)
+    counts = dict.fromkeys(("_update_actor", "_update_targets", step), 0)
 
     def counted(name, function):
         def call(*args):
@@ -121,7 +122,7 @@ def test_the_delay_counts_updates_across_calls():
         setattr(agent, name, counted(name, getattr(agent, name)))
     for _ in range(12):
         agent.train(gradient_steps=1, batch_size=8)
-    assert counts == {"_update_actor": 4, "_update_targets": 4, "_update_representation": 12}
+    assert counts == {"_update_actor": 4, "_update_targets": 4, step: 12}
 
 
 def test_the_actor_may_read_the_critics_latent():
@@ -133,7 +134,7 @@ def test_the_actor_may_read_the_critics_latent():
         batch = agent._sample(8)
     encoder = [p.detach().clone() for p in agent.critic.features_extractor.parameters()]
     mlp = [p.detach().clone() for p in agent.actor.mu.parameters()]
-    agent._update_actor(batch.observations)
+    agent._update_actor(agent._encode(batch.observations))
     assert all(torch.equal(a, b) for a, b in zip(encoder, agent.critic.features_extractor.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(mlp, agent.actor.mu.parameters(), strict=True))
     target = [p.detach().clone() for p in agent.critic_target.features_extractor.parameters()]

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, step_critic, step_representation
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -227,8 +227,7 @@ def dot_agent(**kwargs):
 def test_n_data_is_live():
     """β-TCVAE is told how many frames the buffer holds now, and never less than the batch."""
     agent = dot_agent(autoencoder="btcvae", catch_up_updates=0)
-    seen, update = [], agent.learner.update
-    agent.learner.update = lambda images, target, n_data: seen.append(n_data) or update(images, target, n_data)
+    seen = spy_n_data(agent.learner)
     agent.learn(24)
     assert seen == [21, 22, 23, 24]
     agent.train(1, batch_size=40)
@@ -237,10 +236,21 @@ def test_n_data_is_live():
     assert seen[-1] == 100
 
     two = dot_agent(autoencoder="btcvae", catch_up_updates=0, env=DummyVecEnv([DotEnv, DotEnv]))
-    seen, two_update = [], two.learner.update
-    two.learner.update = lambda images, target, n_data: seen.append(n_data) or two_update(images, target, n_data)
+    seen = spy_n_data(two.learner)
     two.learn(26)
     assert seen[-1] == 26
+
+
+def spy_n_data(learner):
+    """The sizes of the data set that a learner is told from now on."""
+    seen, losses = [], learner.losses
+
+    def spy(images, targets, n_data, latent):
+        seen.append(n_data)
+        return losses(images, targets, n_data, latent)
+
+    learner.losses = spy
+    return seen
 
 
 def test_the_actors_own_head_is_sac_aes_whatever_the_autoencoder():
@@ -279,9 +289,9 @@ def test_losses_reach_their_owners_alone(name):
     with agent.generators.active():
         batch = agent._sample(8)
         steps = {
-            "actor": lambda: agent._update_actor_and_temperature(batch.observations, None),
-            "critic": lambda: agent._update_critic(batch, None),
-            "representation": lambda: agent._update_representation(batch),
+            "actor": lambda: agent._update_actor_and_temperature(agent._encode(batch.observations), None),
+            "critic": lambda: step_critic(agent, batch),
+            "representation": lambda: step_representation(agent, batch),
         }
         moved = {}
         for loss, step in steps.items():

@@ -6,7 +6,7 @@ import json
 import warnings
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -18,22 +18,28 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
-from stable_baselines3.common.utils import FloatSchedule, configure_logger, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rl_ae.autoencoders import Autoencoder
+from rl_ae.autoencoders import Autoencoder, Encoder
+from rl_ae.compilation import compile_networks
 from rl_ae.diagnostics import describe_autoencoder, gradient_cosine, total_norm
 from rl_ae.factory import create_learner
 from rl_ae.generators import PrivateGenerators
-from rl_ae.learner import DictLearner, RepresentationLearner
-from rl_ae.precision import autocast
+from rl_ae.learner import DictLearner, RepresentationLearner, total
+from rl_ae.precision import autocast, compute_dtype, resolve_precision
 from rl_ae.sb3.memory import check_replay_memory
 from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, make_views, resolved
 from rl_ae.sb3.policies import AutoencoderPolicy, TiedCritic
 from rl_ae.sb3.replay import FrameReplayBuffer
+
+#: How the losses of an update follow each other. ``"paper"``: the critic's, the actor's, the representation's, each with
+#: a step of its own and the encoder as the last one left it. ``"fused"``: the critic's and the representation's together,
+#: one forward, one backward, one optimizer over the encoder; then the actor's. ``"auto"`` is fused where tanh bounds the
+#: latent: elsewhere the critic's gradient, which the paper's second optimizer makes up for, can drive it out of bounds.
+UPDATES = ("auto", "paper", "fused")
 
 SelfAgent = TypeVar("SelfAgent", bound="AutoencoderAgent")
 
@@ -60,6 +66,22 @@ class Batch(NamedTuple):
     targets: Observations
 
 
+class Encoding(NamedTuple):
+    """Observations below the encoders' trunks and heads.
+
+    Attributes:
+        features: What the trunks returned, (B, F) by name.
+        latents: A :class:`~rl_ae.latents.Latent` of each encoder by name.
+    """
+
+    features: dict[str, Tensor]
+    latents: dict[str, Any]
+
+    def detach_features(self) -> dict[str, Tensor]:
+        """The features without their graph: what the actor reads."""
+        return {name: features.detach() for name, features in self.features.items()}
+
+
 class NonFiniteError(FloatingPointError):
     """A reward or a loss is NaN or infinite; the message names it."""
 
@@ -78,7 +100,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         autoencoder_learning_rate: Under the representation loss, instead of both rates of the config.
         encoder_learning_rate: Of the encoder under the critic's loss, instead of ``learning_rate``.
         catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
-        precision: ``"fp32"`` or ``"bf16"``, see :func:`~rl_ae.precision.autocast`.
+        update: One of :data:`UPDATES`.
+        representation_weight: Of the representation loss in the fused update.
+        precision: One of :data:`~rl_ae.precision.PRECISIONS`.
+        compile: Compile the networks, see :func:`~rl_ae.compilation.compile_networks`.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss.
         diagnostics_interval: Steps of the representation loss between two looks at gradients and latents.
@@ -104,7 +129,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         autoencoder_learning_rate: float | Schedule | None,
         encoder_learning_rate: float | Schedule | None,
         catch_up_updates: int | None,
+        update: str,
+        representation_weight: float,
         precision: str,
+        compile: bool,
         representation_loss: nn.Module | None,
         freeze_encoder: bool,
         diagnostics_interval: int,
@@ -135,7 +163,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self.autoencoder_learning_rate = autoencoder_learning_rate
         self.encoder_learning_rate = encoder_learning_rate
         self.catch_up_updates = catch_up_updates
+        self.update = update
+        self.representation_weight = representation_weight
         self.precision = precision
+        self.compile = compile
         self.representation_loss = representation_loss
         self.freeze_encoder = freeze_encoder
         self.diagnostics_interval = diagnostics_interval
@@ -147,6 +178,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        #: ``"fp32"`` or ``"bf16"``: :attr:`precision` as the device can.
+        self.resolved_precision = resolve_precision(self.precision, self.device)
         views = make_views(self.observation_space, self.autoencoder)
         self._check_normalization({name for name, view in views.items() if view.autoencoder and view.is_image})
         self._check_memory()
@@ -167,12 +200,18 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         if self.verbose >= 1 and self.env is not None and isinstance(self.replay_buffer, FrameReplayBuffer):
             print(self.replay_buffer.memory_report)
 
+        #: ``"paper"`` or ``"fused"``.
+        self.resolved_update = self.update
+        if self.update == "auto":
+            self.resolved_update = "fused" if self.critic.has_bounded_latent else "paper"
         # the weights of a saved autoencoder are the agent's from now on, and saved with it
         self.autoencoder = resolved(self.observation_space, self.autoencoder)
         if self.freeze_encoder:
             self.critic.features_extractor.requires_grad_(False)
             self.policy.autoencoders.requires_grad_(False)
         self.learner = self._make_learner()
+        if self.compile:
+            compile_networks(self._networks(), self.device)
         self.generators = PrivateGenerators(self.seed)
         if not hasattr(self, "_logger"):  # so that train() works on a filled buffer without learn()
             self._logger = configure_logger(verbose=0)
@@ -181,13 +220,22 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         learners = {
             # several learners step on parameters of a loss of their own
             name: create_learner(
-                cast(Autoencoder, autoencoder), loss=copy.deepcopy(self.representation_loss), precision=self.precision
+                cast(Autoencoder, autoencoder), loss=copy.deepcopy(self.representation_loss), precision=self.resolved_precision
             )
             for name, autoencoder in self.policy.autoencoders.items()
         }
         if isinstance(self.observation_space, spaces.Dict):
             return DictLearner(learners)
         return learners[OBSERVATION]
+
+    def _networks(self) -> Iterator[nn.Module]:
+        """Those whose passes make an update."""
+        for critic in (self.critic, self.critic_target):
+            yield from critic.q_networks
+            for encoder in critic.features_extractor.encoders.values():
+                yield from (cast(Encoder, encoder).trunk, cast(Encoder, encoder).head)
+        for autoencoder in self.policy.autoencoders.values():
+            yield cast(Autoencoder, autoencoder).decoder
 
     def _check_arguments(self) -> None:
         intervals = (*self.interval_names, "decoder_update_interval", "diagnostics_interval")
@@ -199,6 +247,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         for name in ("tau", "encoder_tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.update not in UPDATES:
+            raise ValueError(f"update must be one of {list(UPDATES)}, got {self.update!r}")
+        if not 0.0 <= self.representation_weight < float("inf"):
+            raise ValueError(f"representation_weight must be ≥ 0 and finite, got {self.representation_weight}")
         if self.catch_up_updates is not None and self.catch_up_updates < 0:
             raise ValueError(f"catch_up_updates must be ≥ 0, got {self.catch_up_updates}")
 
@@ -286,8 +338,13 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._set_learning_rates()
         with self.generators.active():
-            updates = [self.update(self._sample(batch_size)) for _ in range(gradient_steps)]
+            updates = [self._learn_once(batch_size) for _ in range(gradient_steps)]
         self._log(updates)
+
+    def _learn_once(self, batch_size: int) -> dict[str, Tensor]:
+        if self.compile:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.train_on(self._sample(batch_size))
 
     def _set_learning_rates(self) -> None:
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
@@ -302,45 +359,137 @@ class AutoencoderAgent(OffPolicyAlgorithm):
     def _sample(self, batch_size: int) -> Batch:
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-        observations = self._to_unit(data.observations)
+        observations, next_observations = (
+            self.critic.features_extractor.prepare(raw, self.policy.normalize_images, self._compute_dtype)  # type: ignore[arg-type]
+            for raw in (data.observations, data.next_observations)
+        )
         return Batch(
             observations,
             data.actions,
-            self._to_unit(data.next_observations),
+            next_observations,
             data.rewards,
             data.dones,
             self.gamma if data.discounts is None else data.discounts,
-            self.learner.target(observations),  # type: ignore[arg-type]  # of the same kind as the observations
+            self._targets(data.observations, observations),
         )
 
-    def _to_unit(self, observations: Any) -> Observations:
-        """Observations as they are stored, with images in [0, 1]."""
-        preprocessed = preprocess_obs(
-            observations, self.observation_space, normalize_images=self.policy.normalize_images
-        )
-        return self.critic.features_extractor.scale(preprocessed)
+    def _targets(self, raw: Any, observations: Observations) -> Observations:
+        """What the decoders are to return: of frames as they are stored, which have lost nothing."""
+        extractor, learner = self.critic.features_extractor, cast(Any, self.learner)
+        if isinstance(observations, Tensor):
+            return learner.target(raw if extractor.takes_frames(OBSERVATION) else observations)
+        sources = {name: raw[name] if extractor.takes_frames(name) else observations[name] for name in observations}
+        return learner.target(sources)
 
     @abstractmethod
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One update: critic, actor, targets, representation; returns detached scalars by name."""
+    def train_on(self, batch: Batch) -> dict[str, Tensor]:
+        """One update on a minibatch; returns detached scalars by name."""
 
-    def _step_critic(self, batch: Batch, target_q_values: Tensor) -> dict[str, Tensor]:
-        """Step critic and encoder on the squared TD error, the sum over the critics' means.
+    def _step_critic_and_encoder(
+        self, batch: Batch, target_q_values: Tensor, act: bool
+    ) -> tuple[Encoding, dict[str, Tensor]]:
+        """Step on the TD error, and in the fused update on the representation loss.
 
         Args:
             batch: A minibatch.
             target_q_values: (B, 1).
-        """
-        extractor = self.critic.features_extractor
-        with self._autocast():
-            latent = extractor.head(extractor.trunk(batch.observations), self.policy.critic_latent == "sample")
-            q_values = self.critic.q_values(latent, batch.actions).to(target_q_values.dtype)  # (B, N)
-        critic_loss = (q_values - target_q_values).square().mean(dim=0).sum()
+            act: Whether the actor will read the encoding.
 
+        Returns:
+            The encoding that actor and decoder read, and metrics: in the fused update the one that was stepped on, in
+            the paper's a new one.
+        """
+        reconstruct = self._reconstructs_now
+        if self.resolved_update == "fused" and reconstruct:
+            return self._step_jointly(batch, target_q_values)
+        encoding, metrics = self._step_critic(batch, target_q_values)
+        if self.resolved_update == "paper" and (act or reconstruct):
+            with torch.set_grad_enabled(reconstruct):
+                encoding = self._encode(batch.observations)
+        return encoding, metrics
+
+    def _step_critic(self, batch: Batch, target_q_values: Tensor) -> tuple[Encoding, dict[str, Tensor]]:
+        """Step critic and encoder on the TD error."""
+        encoding = self._encode(batch.observations)
+        critic_loss, metrics = self._critic_loss(encoding, batch.actions, target_q_values)
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         self.critic.optimizer.step()
-        return {"critic_loss": critic_loss.detach(), "q_value": q_values.detach().mean()}
+        return encoding, metrics
+
+    def _step_representation(self, batch: Batch, encoding: Encoding) -> dict[str, Tensor]:
+        """Step encoder and decoder on the representation loss."""
+        diagnose = self.learner.step % self.diagnostics_interval == 0
+        td_gradients = []
+        if diagnose:
+            for parameter in self._trunk_parameters():
+                td_gradients.append(parameter.grad)  # which the critic's loss has left there
+                parameter.grad = None  # and which would stay where nothing is reconstructed
+        evaluated = self._representation_losses(batch, encoding)
+        for optimizer in self.learner.optimizers:
+            optimizer.zero_grad()
+        total(evaluated).backward()
+        for optimizer in self.learner.optimizers:
+            optimizer.step()
+        metrics = self._follow(evaluated)
+        if diagnose:
+            gradients = [parameter.grad for parameter in self._trunk_parameters()]
+            metrics |= self._diagnose(batch.observations, td_gradients, gradients)
+        return metrics
+
+    def _step_jointly(self, batch: Batch, target_q_values: Tensor) -> tuple[Encoding, dict[str, Tensor]]:
+        """Step critic, encoder and decoder on the sum of both losses, after one forward and by one backward pass."""
+        encoding = self._encode(batch.observations)
+        critic_loss, metrics = self._critic_loss(encoding, batch.actions, target_q_values)
+        evaluated = self._representation_losses(batch, encoding)
+        diagnose = self.learner.step % self.diagnostics_interval == 0
+        trunk = list(self._trunk_parameters())
+        td_gradients: Sequence[Tensor | None] = []
+        if diagnose:
+            td_gradients = torch.autograd.grad(critic_loss, trunk, retain_graph=True, allow_unused=True)
+
+        optimizers = [self.critic.optimizer, *self._decoder_optimizers()]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (critic_loss + self.representation_weight * total(evaluated)).backward()
+        if diagnose:  # before the step, because they are those of what was encoded
+            gradients = [
+                both if td is None or both is None else both - td
+                for both, td in zip((parameter.grad for parameter in trunk), td_gradients, strict=True)
+            ]
+            metrics |= self._diagnose(batch.observations, td_gradients, gradients)
+        for optimizer in optimizers:
+            optimizer.step()
+        return encoding, metrics | self._follow(evaluated)
+
+    def _encode(self, observations: Observations) -> Encoding:
+        """Trunk features and latents, with their graph."""
+        extractor = self.critic.features_extractor
+        with self._autocast():
+            features = extractor.trunk(observations)
+            return Encoding(features, extractor.latents(features))
+
+    def _critic_loss(
+        self, encoding: Encoding, actions: Tensor, target_q_values: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared TD error, the sum over the critics' means, and metrics."""
+        extractor = self.critic.features_extractor
+        with self._autocast():
+            latent = extractor.join(*encoding, sample=self.policy.critic_latent == "sample")
+            q_values = self.critic.q_values(latent, actions).to(target_q_values.dtype)  # (B, N)
+        critic_loss = (q_values - target_q_values).square().mean(dim=0).sum()
+        return critic_loss, {"critic_loss": critic_loss.detach(), "q_value": q_values.detach().mean()}
+
+    def _representation_losses(self, batch: Batch, encoding: Encoding) -> Any:
+        assert self.replay_buffer is not None
+        n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
+        latents = encoding.latents if isinstance(self.learner, DictLearner) else encoding.latents[OBSERVATION]
+        return self.learner.losses(batch.observations, batch.targets, n_data, latents)  # type: ignore[arg-type]
+
+    def _follow(self, evaluated: Any) -> dict[str, Tensor]:
+        metrics = self.learner.follow(evaluated)
+        metrics["ae_loss"] = metrics.pop("total")
+        return metrics
 
     def _step_actor(self, loss: Tensor) -> dict[str, Tensor]:
         self.actor.optimizer.zero_grad()
@@ -348,35 +497,26 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self.actor.optimizer.step()
         return {"actor_loss": loss.detach()}
 
-    def _update_target_critic(self) -> None:
+    def _update_targets(self) -> None:
+        """Move the target critic towards the critic."""
         online, target = self.critic, self.critic_target
         if not self.freeze_encoder:
             self._update_target_encoder(online.features_extractor, target.features_extractor)
         for q_network, target_q_network in zip(online.q_networks, target.q_networks, strict=True):
-            polyak_update(q_network.parameters(), target_q_network.parameters(), self.tau)
+            follow(q_network, target_q_network, self.tau)
 
     def _update_target_encoder(self, online: nn.Module, target: nn.Module) -> None:
-        polyak_update(online.parameters(), target.parameters(), self.encoder_tau)
+        follow(online, target, self.encoder_tau)
         for buffer, target_buffer in zip(online.buffers(), target.buffers(), strict=True):
             target_buffer.copy_(buffer)  # a codebook, which is an average already
 
-    def _update_representation(self, batch: Batch) -> dict[str, Tensor]:
-        assert self.replay_buffer is not None
-        n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
-        observations, targets = cast(Any, batch.observations), cast(Any, batch.targets)
-        diagnose = self.learner.step % self.diagnostics_interval == 0
-        td_gradients = []
-        if diagnose:
-            for parameter in self._trunk_parameters():
-                td_gradients.append(parameter.grad)  # which the critic's loss has left there
-                parameter.grad = None  # and which would stay where nothing is reconstructed
-        metrics = self.learner.update(observations, targets, n_data)
-        metrics["ae_loss"] = metrics.pop("total")
-        return metrics | self._diagnose(batch.observations, td_gradients) if diagnose else metrics
-
-    def _diagnose(self, observations: Observations, td_gradients: list[Tensor | None]) -> dict[str, Tensor]:
+    def _diagnose(
+        self,
+        observations: Observations,
+        td_gradients: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+    ) -> dict[str, Tensor]:
         """Is the encoder trained, by which loss, and what are its latents like?"""
-        gradients = [parameter.grad for parameter in self._trunk_parameters()]
         described = {
             "td_gradient_norm": total_norm(td_gradients),
             "ae_gradient_norm": total_norm(gradients),
@@ -384,7 +524,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         }
         for name, autoencoder in self.policy.autoencoders.items():
             own, prefix = (observations, "") if isinstance(observations, Tensor) else (observations[name], f"{name}/")
-            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own)
+            weights = next(autoencoder.parameters()).dtype
+            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own.to(weights))
             described |= {f"{prefix}{metric}": value for metric, value in numbers.items()}
         return described
 
@@ -392,7 +533,21 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         return self.critic.features_extractor.trunk_parameters()
 
     def _autocast(self) -> Any:
-        return autocast(self.device, self.precision)
+        return autocast(self.device, self.resolved_precision)
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return compute_dtype(self.resolved_precision)
+
+    def _decoder_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of what the critic's optimizer does not have."""
+        learners = self.learner.learners.values() if isinstance(self.learner, DictLearner) else [self.learner]
+        return [learner.decoder_optimizer for learner in learners]
+
+    @property
+    def _reconstructs_now(self) -> bool:
+        """Whether this update steps on the representation loss."""
+        return self._n_updates % self.decoder_update_interval == 0 and not self.freeze_encoder
 
     def _log(self, updates: list[dict[str, Tensor]]) -> None:
         """Record the mean of every metric over the updates.
@@ -443,6 +598,12 @@ class AutoencoderAgent(OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "learner", "generators"], variables
+
+
+@torch.no_grad()
+def follow(online: nn.Module, target: nn.Module, rate: float) -> None:
+    """Move a target's parameters towards the online ones by a share, Polyak's, of the way."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
 
 def _checked_env(name: str, env: GymEnv | str | None, verbose: int) -> Any:

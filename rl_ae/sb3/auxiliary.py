@@ -33,7 +33,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import Tensor, nn
@@ -355,10 +354,8 @@ class AuxiliaryLossCallback(BaseCallback):
     def _to_unit(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Observations as they are stored to what the encoders read: images in [0, 1]."""
         raw: Any = {key: values.to(self.model.device) for key, values in batch.items()}
-        space, policy = self.model.observation_space, self.model.policy
-        raw = raw if isinstance(space, spaces.Dict) else raw[OBSERVATION]
-        preprocessed = preprocess_obs(raw, space, normalize_images=policy.normalize_images)
-        return _by_key(self._extractor.scale(preprocessed))
+        raw = raw if isinstance(self.model.observation_space, spaces.Dict) else raw[OBSERVATION]
+        return _by_key(self._extractor.prepare(raw, self.model.policy.normalize_images))
 
     def _update(self, key: str, observations: Tensor, n_data: int, diagnose: bool) -> Iterator[dict[str, Tensor]]:
         """One step of every encoder of one observation, images in [0, 1]; what each learner returned."""

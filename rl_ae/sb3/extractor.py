@@ -1,18 +1,20 @@
 """Extractor: the encoders of autoencoders as a Stable-Baselines3 features extractor."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Self, cast
+from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
 from rl_ae.factory import create_encoder
-from rl_ae.pixels import scale_range
+from rl_ae.pixels import scale_range, to_unit
 from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, bounds, make_views
 
 
@@ -105,6 +107,35 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
             self._check_range(observations)
         return self.latent(observations)
 
+    def prepare(
+        self, observations: Observations, normalize_images: bool = True, dtype: torch.dtype = torch.float32
+    ) -> Observations:
+        """Observations as an environment or a replay buffer has them to what the encoders take.
+
+        Args:
+            observations: A batch; images ``uint8``, or floats within their space's bounds.
+            normalize_images: As the policy's.
+            dtype: What ``uint8`` frames become, in one conversion.
+
+        Returns:
+            Images (B, C, H, W) in [0, 1], and everything else as vectors (B, N); by name for a ``Dict``.
+        """
+
+        def prepare(name: str, values: Tensor) -> Tensor:
+            if normalize_images and self.takes_frames(name):
+                return to_unit(values, dtype)
+            preprocessed = preprocess_obs(values, self.views[name].space, normalize_images)
+            return self._scale(name, cast(Tensor, preprocessed))
+
+        if isinstance(observations, Tensor):
+            return prepare(OBSERVATION, observations)
+        return {name: prepare(name, observations[name]) for name in self.views}
+
+    def takes_frames(self, name: str) -> bool:
+        """Whether a part is encoded from ``uint8`` frames in [0, 255]."""
+        view = self.views[name]
+        return view.is_image and view.space.dtype == np.uint8 and getattr(self, f"{name}_low") is None
+
     def scale(self, observations: Observations) -> Observations:
         """Bring images with bounds of their own to [0, 1], and everything that is no image to vectors (B, N)."""
         if isinstance(observations, Tensor):
@@ -148,16 +179,21 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
             features[name] = trunk(parts[name])
         return features
 
-    def head(self, features: dict[str, Tensor], sample: bool = False) -> Tensor:
-        """What :meth:`trunk` returned to features (B, D): each latent's mode, or a sample of it."""
-        parts = [self._head(name, values, sample) for name, values in features.items()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    def head(self, features: dict[str, Tensor]) -> Tensor:
+        """What :meth:`trunk` returned to features (B, D), from the latents' modes."""
+        return self.join(features, self.latents(features))
 
-    def _head(self, name: str, features: Tensor, sample: bool) -> Tensor:
-        if name not in self.encoders:
-            return features
-        latent = cast(Encoder, self.encoders[name]).head(features)
-        return cast(Tensor, latent.sample() if sample else latent.mode)
+    def latents(self, features: dict[str, Tensor]) -> dict[str, Any]:
+        """What :meth:`trunk` returned to a :class:`~rl_ae.latents.Latent` of each encoder, by name."""
+        return {name: cast(Encoder, encoder).head(features[name]) for name, encoder in self.encoders.items()}
+
+    def join(self, features: dict[str, Tensor], latents: dict[str, Any], sample: bool = False) -> Tensor:
+        """Latents, each by its mode or a sample, and what goes straight to the policy, as features (B, D)."""
+        parts = [
+            cast(Tensor, latents[name].sample() if sample else latents[name].mode) if name in latents else values
+            for name, values in features.items()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def only(modules: nn.ModuleDict) -> nn.Module:

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
@@ -43,6 +42,7 @@ from rl_ae.autoencoders import Autoencoder, Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER, AEConfig
 from rl_ae.factory import create_autoencoder
 from rl_ae.networks import TanhProjection, initialize
+from rl_ae.optimizers import Adam
 from rl_ae.sb3.extractor import AutoencoderExtractor, only
 from rl_ae.sb3.observations import Observations, make_views, resolved
 
@@ -133,6 +133,11 @@ class TiedCritic(ContinuousCritic):
             for name, view in self.features_extractor.views.items()
         ]
 
+    @property
+    def has_bounded_latent(self) -> bool:
+        """Whether tanh bounds every encoder's latent."""
+        return not any(unbounded for _, unbounded in self.latent_parts)
+
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """Values (B, 1) of each critic for raw observations and actions (B, A)."""
         latent = self.extract_features(obs, self.features_extractor)
@@ -145,7 +150,7 @@ class TiedCritic(ContinuousCritic):
 
     def normalize(self, latent: Tensor) -> Tensor:
         """What the Q networks read of latents (B, D): the same shape."""
-        if not any(unbounded for _, unbounded in self.latent_parts):
+        if self.has_bounded_latent:
             return latent
         parts = latent.split([width for width, _ in self.latent_parts], dim=1)
         return torch.cat(
@@ -318,7 +323,8 @@ class AutoencoderPolicy(BasePolicy):
 
     def _make_optimizer(self, groups: Sequence[Iterable[nn.Parameter]], lr_schedule: Schedule) -> torch.optim.Optimizer:
         groups_of_parameters = [{"params": list(group)} for group in groups]
-        return self.optimizer_class(groups_of_parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        make = Adam if self.optimizer_class is torch.optim.Adam else self.optimizer_class
+        return make(groups_of_parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     @abstractmethod
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
@@ -355,9 +361,7 @@ class AutoencoderPolicy(BasePolicy):
             Images (B, C, H, W) near [0, 1]; of a ``Dict`` what is reconstructed, by name.
         """
         raw, _ = self.obs_to_tensor(observation)
-        space, extractor = self.observation_space, self.critic.features_extractor
-        preprocessed = preprocess_obs(raw, space, normalize_images=self.normalize_images)
-        scaled = extractor.scale(preprocessed)
+        scaled = self.critic.features_extractor.prepare(raw, self.normalize_images)
         if isinstance(scaled, Tensor):
             return self.autoencoder.reconstruct(scaled)
         return {

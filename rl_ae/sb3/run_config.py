@@ -12,7 +12,6 @@ import tyro
 from rl_ae.configs import DEFAULT_AUTOENCODER, named_config
 from rl_ae.envs import Frame, PixelConfig, make_pixel_env
 from rl_ae.factory import is_pretrained
-from rl_ae.precision import has_fast_bf16
 from rl_ae.sb3.replay import FrameReplayBuffer
 
 #: Fields of :class:`AgentConfig` that change the autoencoder's config.
@@ -52,7 +51,10 @@ class AgentConfig:
         target_policy_noise: Standard deviation of the noise that smooths the targets (td3_ae).
         target_noise_clip: Where that noise is clipped (td3_ae).
         decoder_update_interval: Updates between two of the decoder.
-        precision: fp32, bf16, or auto: bf16 where the CPU has instructions for it.
+        update: paper; fused: one step for critic and representation together; or auto: fused where tanh bounds the latent.
+        representation_weight: Of the representation loss in the fused update.
+        precision: fp32, bf16, or auto: bf16 where the device has instructions for it.
+        compile: Compile the networks.
     """
 
     autoencoder: str | None = None
@@ -83,7 +85,10 @@ class AgentConfig:
     target_policy_noise: float | None = None
     target_noise_clip: float | None = None
     decoder_update_interval: int | None = None
+    update: Literal["auto", "paper", "fused"] | None = None
+    representation_weight: float | None = None
     precision: Literal["fp32", "bf16", "auto"] | None = None
+    compile: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the algorithm, without those left to it.
@@ -103,8 +108,6 @@ class AgentConfig:
             given["autoencoder"] = dataclasses.replace(config, **fitting)
         if "net_arch" in given:
             given["policy_kwargs"] = {"net_arch": list(given.pop("net_arch"))}
-        if given.get("precision") == "auto":
-            given["precision"] = "bf16" if has_fast_bf16() else "fp32"
         return given
 
 
@@ -212,7 +215,6 @@ PENDULUM = RunConfig(
         train_freq=2,
         actor_update_interval=1,
         target_update_interval=1,
-        precision="auto",
     ),
 )
 
@@ -231,4 +233,15 @@ PENDULUM_TD3 = dataclasses.replace(
     ),
 )
 
-PRESETS = {"pendulum": PENDULUM, "pendulum_td3": PENDULUM_TD3}
+#: A task of the DeepMind Control Suite on two cores: the paper's agent and frames, but 64×64 pixels and a compact trunk.
+CARTPOLE_SWINGUP = RunConfig(
+    env="shimmy:dm_control/cartpole-swingup-v0",
+    env_kwargs='{"render_kwargs": {"height": 64, "width": 64, "camera_id": 0}}',
+    steps=12_500,
+    checkpoint_every=1_000,
+    eval_every=1_250,
+    pixels=PixelConfig(size=(64, 64), action_repeat=8),
+    agent=AgentConfig(autoencoder="rae_compact", buffer_size=100_000),
+)
+
+PRESETS = {"pendulum": PENDULUM, "pendulum_td3": PENDULUM_TD3, "cartpole_swingup": CARTPOLE_SWINGUP}

@@ -215,6 +215,8 @@ def _describe(config: RunConfig, model: AutoencoderAgent, sessions: list[dict[st
     names = [field.name for field in dataclasses.fields(AgentConfig) if hasattr(model, field.name)]
     agent = {name: getattr(model, name) for name in names} | {
         "autoencoder": model.policy.autoencoder.config.to_dict(),
+        "precision": model.resolved_precision,
+        "update": model.resolved_update,
         "net_arch": model.policy.net_arch,
         "train_freq": [model.train_freq.frequency, model.train_freq.unit.value],  # type: ignore[union-attr]
     }

@@ -12,8 +12,8 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import Tensor, nn
 
 from rl_ae.configs import DEFAULT_AUTOENCODER
-from rl_ae.sb3.agent import AutoencoderAgent, Batch
-from rl_ae.sb3.observations import AutoencodersLike, Observations
+from rl_ae.sb3.agent import AutoencoderAgent, Batch, Encoding
+from rl_ae.sb3.observations import AutoencodersLike
 from rl_ae.sb3.policies import SAC_POLICIES, SACAEActor, SACAEPolicy
 
 SelfSACAE = TypeVar("SelfSACAE", bound="SACAE")
@@ -64,7 +64,15 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         encoder_learning_rate: Of the encoder under the critic's loss, instead of ``learning_rate``; a number or a
             schedule.
         catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
-        precision: ``"fp32"`` or ``"bf16"``, see :func:`~rl_ae.precision.autocast`.
+        update: ``"paper"`` makes the paper's update: the critic's loss, the actor's and the representation's each have
+            a step of their own. ``"fused"`` sums the critic's loss and the representation's and makes one step on both
+            by the critic's optimizer, in the encoder too, so that their sizes weigh against each other, and the actor
+            reads what the encoder returned before the step; the config's ``encoder_learning_rate`` has no effect.
+            ``"auto"``: ``"fused"`` where tanh bounds the latent (``ae``, ``rae``, ``rae_compact``), else ``"paper"``.
+        representation_weight: Of the representation loss in the fused update; in the paper's Adam takes no notice.
+        precision: ``"fp32"``, ``"bf16"``: convolutions and matrix products in bfloat16, or ``"auto"``: ``"bf16"`` where
+            the device has instructions for it.
+        compile: Compile the networks with ``torch.compile``, which takes a minute or two at first.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss: of a saved autoencoder, say.
         diagnostics_interval: Steps of the representation loss between two looks at it: the norms of both losses'
@@ -125,7 +133,10 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         autoencoder_learning_rate: float | Schedule | None = None,
         encoder_learning_rate: float | Schedule | None = None,
         catch_up_updates: int | None = None,
-        precision: str = "fp32",
+        update: str = "auto",
+        representation_weight: float = 1.0,
+        precision: str = "auto",
+        compile: bool = False,
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
@@ -164,7 +175,10 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             autoencoder_learning_rate=autoencoder_learning_rate,
             encoder_learning_rate=encoder_learning_rate,
             catch_up_updates=catch_up_updates,
+            update=update,
+            representation_weight=representation_weight,
             precision=precision,
+            compile=compile,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
             diagnostics_interval=diagnostics_interval,
@@ -201,8 +215,8 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             learning_rate = FloatSchedule(self.ent_coef_learning_rate)(self._current_progress_remaining)
             update_learning_rate(self.ent_coef_optimizer, learning_rate)
 
-    def update(self, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
-        """One update in the paper's order: critic, actor and temperature, targets, representation.
+    def train_on(self, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
+        """One update: critic, actor and temperature, targets, representation; fused, the last comes with the first.
 
         Args:
             batch: A minibatch.
@@ -214,31 +228,33 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         next_action_noise, action_noise = Noise() if noise is None else noise
         if self.use_sde:
             self.actor.reset_noise()
-        metrics = self._update_critic(batch, next_action_noise)
-        if self._n_updates % self.actor_update_interval == 0:
-            metrics |= self._update_actor_and_temperature(batch.observations, action_noise)
+        act = self._n_updates % self.actor_update_interval == 0
+        target_q_values = self._target_q_values(batch, next_action_noise)
+        encoding, metrics = self._step_critic_and_encoder(batch, target_q_values, act)
+        if act:
+            metrics |= self._update_actor_and_temperature(encoding, action_noise)
         if self._n_updates % self.target_update_interval == 0:
             self._update_targets()
-        if self._n_updates % self.decoder_update_interval == 0 and not self.freeze_encoder:
-            metrics |= self._update_representation(batch)
+        if self.resolved_update == "paper" and self._reconstructs_now:
+            metrics |= self._step_representation(batch, encoding)
         self._n_updates += 1
         return metrics
 
-    def _update_critic(self, batch: Batch, noise: Tensor | None) -> dict[str, Tensor]:
-        with torch.no_grad(), self._autocast():
-            next_actions, next_log_prob = self.actor.sample(self._actor_latent(batch.next_observations), noise)
+    @torch.no_grad()
+    def _target_q_values(self, batch: Batch, noise: Tensor | None) -> Tensor:
+        """What the critics are to return, (B, 1)."""
+        with self._autocast():
+            features = self.critic.features_extractor.trunk(batch.next_observations)
+            next_actions, next_log_prob = self.actor.sample(self.policy.actor_latent(features), noise)
             next_latent = self.critic_target.features_extractor.latent(batch.next_observations)
             next_q_values = self.critic_target.q_values(next_latent, next_actions)
-            next_values = next_q_values.min(dim=1, keepdim=True).values - self._temperature() * next_log_prob
-            target_q_values = batch.rewards + (1.0 - batch.dones) * batch.discounts * next_values  # (B, 1)
-        return self._step_critic(batch, target_q_values)
+        next_values = next_q_values.min(dim=1, keepdim=True).values - self._temperature() * next_log_prob
+        return batch.rewards + (1.0 - batch.dones) * batch.discounts * next_values
 
-    def _update_actor_and_temperature(self, observations: Observations, noise: Tensor | None) -> dict[str, Tensor]:
-        extractor = self.critic.features_extractor
+    def _update_actor_and_temperature(self, encoding: Encoding, noise: Tensor | None) -> dict[str, Tensor]:
+        features = encoding.detach_features()
+        latent = self.critic.features_extractor.join(features, encoding.latents).detach()
         with self._autocast():
-            with torch.no_grad():
-                features = extractor.trunk(observations)
-                latent = extractor.head(features)
             actions, log_prob = self.actor.sample(self.policy.actor_latent(features), noise)
             q_values = self.critic.frozen_q_values(latent, actions).to(log_prob.dtype)
         actor_loss = (self._temperature() * log_prob - q_values.min(dim=1, keepdim=True).values).mean()
@@ -254,13 +270,6 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         ent_coef_loss.backward()
         self.ent_coef_optimizer.step()
         return {"ent_coef_loss": ent_coef_loss.detach()}
-
-    def _update_targets(self) -> None:
-        self._update_target_critic()
-
-    def _actor_latent(self, observations: Observations) -> Tensor:
-        """The actor's latent (B, D) of observations with images in [0, 1]."""
-        return self.policy.actor_latent(self.critic.features_extractor.trunk(observations))
 
     def _temperature(self) -> Tensor:
         """α, detached."""

@@ -11,13 +11,12 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
-from rl_ae.sb3.agent import AutoencoderAgent, Batch
-from rl_ae.sb3.observations import AutoencodersLike, Observations
+from rl_ae.sb3.agent import AutoencoderAgent, Batch, Encoding, follow
+from rl_ae.sb3.observations import AutoencodersLike
 from rl_ae.sb3.policies import TD3_POLICIES, TD3AEActor, TD3AEPolicy
 
 SelfTD3AE = TypeVar("SelfTD3AE", bound="TD3AE")
@@ -47,7 +46,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         autoencoder_learning_rate: Of encoder and decoder under the representation loss.
         encoder_learning_rate: Of the encoder under the critic's loss.
         catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
-        precision: ``"fp32"`` or ``"bf16"``.
+        update: ``"paper"``, ``"fused"`` or ``"auto"``.
+        representation_weight: Of the representation loss in the fused update.
+        precision: ``"fp32"``, ``"bf16"`` or ``"auto"``.
+        compile: Compile the networks.
         representation_loss: Instead of the autoencoder's own.
         freeze_encoder: Train neither encoder nor decoder.
         diagnostics_interval: Steps of the representation loss between two looks at it.
@@ -103,7 +105,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         autoencoder_learning_rate: float | Schedule | None = None,
         encoder_learning_rate: float | Schedule | None = None,
         catch_up_updates: int | None = None,
-        precision: str = "fp32",
+        update: str = "auto",
+        representation_weight: float = 1.0,
+        precision: str = "auto",
+        compile: bool = False,
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
@@ -138,7 +143,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
             autoencoder_learning_rate=autoencoder_learning_rate,
             encoder_learning_rate=encoder_learning_rate,
             catch_up_updates=catch_up_updates,
+            update=update,
+            representation_weight=representation_weight,
             precision=precision,
+            compile=compile,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
             diagnostics_interval=diagnostics_interval,
@@ -173,8 +181,8 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
             if getattr(self, name) < 0.0:
                 raise ValueError(f"{name} must be ≥ 0, got {getattr(self, name)}")
 
-    def update(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """One update: critic, then where they are due actor and targets, then the representation.
+    def train_on(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """One update: critic, actor and targets, representation; fused, the last comes with the first.
 
         Args:
             batch: A minibatch.
@@ -183,24 +191,27 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         Returns:
             Detached scalars by name, those of the parts that were due.
         """
-        metrics = self._update_critic(batch, noise)
-        if self._n_updates % self.policy_delay == 0:
-            metrics |= self._update_actor(batch.observations)
+        act = self._n_updates % self.policy_delay == 0
+        target_q_values = self._target_q_values(batch, noise)
+        encoding, metrics = self._step_critic_and_encoder(batch, target_q_values, act)
+        if act:
+            metrics |= self._update_actor(encoding)
             self._update_targets()
-        if self._n_updates % self.decoder_update_interval == 0 and not self.freeze_encoder:
-            metrics |= self._update_representation(batch)
+        if self.resolved_update == "paper" and self._reconstructs_now:
+            metrics |= self._step_representation(batch, encoding)
         self._n_updates += 1
         return metrics
 
-    def _update_critic(self, batch: Batch, noise: Tensor | None) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _target_q_values(self, batch: Batch, noise: Tensor | None) -> Tensor:
+        """What the critics are to return, (B, 1)."""
         extractor = self.critic_target.features_extractor
-        with torch.no_grad(), self._autocast():
+        with self._autocast():
             features = extractor.trunk(batch.next_observations)
             next_actions = self._smoothed_actions(features, noise)
             next_q_values = self.critic_target.q_values(extractor.head(features), next_actions)
-            next_values = next_q_values.min(dim=1, keepdim=True).values
-            target_q_values = batch.rewards + (1.0 - batch.dones) * batch.discounts * next_values  # (B, 1)
-        return self._step_critic(batch, target_q_values)
+        next_values = next_q_values.min(dim=1, keepdim=True).values
+        return batch.rewards + (1.0 - batch.dones) * batch.discounts * next_values
 
     def _smoothed_actions(self, features: dict[str, Tensor], noise: Tensor | None) -> Tensor:
         """The target actor's actions (B, A) with clipped noise."""
@@ -209,21 +220,19 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         clip = self.target_noise_clip
         return (actions + (self.target_policy_noise * noise).clamp(-clip, clip)).clamp(-1.0, 1.0)
 
-    def _update_actor(self, observations: Observations) -> dict[str, Tensor]:
-        extractor = self.critic.features_extractor
+    def _update_actor(self, encoding: Encoding) -> dict[str, Tensor]:
+        features = encoding.detach_features()
+        latent = self.critic.features_extractor.join(features, encoding.latents).detach()
         with self._autocast():
-            with torch.no_grad():
-                features = extractor.trunk(observations)
-                latent = extractor.head(features)
             actions = self.actor.act(self.policy.actor_latent(features))
             q_values = self.critic.frozen_q_values(latent, actions, critics=1).to(actions.dtype)
         return self._step_actor(-q_values.mean())
 
     def _update_targets(self) -> None:
-        self._update_target_critic()
+        super()._update_targets()
         # its trunk is the target critic's, which has moved
         if self.policy.actor_input == "trunk":
             for name, encoder in self.actor.features_extractor.encoders.items():
-                target = cast(Encoder, self.actor_target.features_extractor.encoders[name])
-                polyak_update(cast(Encoder, encoder).head.parameters(), target.head.parameters(), self.encoder_tau)
-        polyak_update(self.actor.mu.parameters(), self.actor_target.mu.parameters(), self.tau)
+                target = self.actor_target.features_extractor.encoders[name]
+                follow(cast(Encoder, encoder).head, cast(Encoder, target).head, self.encoder_tau)
+        follow(self.actor.mu, self.actor_target.mu, self.tau)

@@ -1,15 +1,31 @@
 """SAC-AE and TD3-AE's updates, from the papers' equations (arXiv 1910.01741, 1802.09477) with torch alone.
 
-An independent witness for the parity test: it builds its own modules, takes each loss's gradient with respect to the
-parameters which that loss may train, and steps Adam on them. Nothing of rl_ae is imported.
+An independent witness, for the parity test and as what speed is compared with: it builds its own modules, takes each
+loss's gradient with respect to the parameters which that loss may train, and steps Adam on them. Frames are sampled,
+converted and encoded as often as the authors' code does it. Nothing of rl_ae is imported.
 """
 
 import math
+from collections import namedtuple
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+Batch = namedtuple("Batch", "observations actions next_observations rewards dones discounts targets")
+
+
+def sample(frames, next_frames, actions, rewards, dones, batch_size, discount=0.99):
+    """A minibatch of transitions in NumPy arrays: uint8 frames to floats in [0, 1], and a target of five bits."""
+    rows = np.random.randint(0, len(frames), size=batch_size)
+    pixels, next_pixels = (torch.as_tensor(stored[rows]).float() for stored in (frames, next_frames))
+    rest = (torch.as_tensor(stored[rows]) for stored in (actions, rewards, dones))
+    target = (torch.floor(pixels / 8) + torch.rand_like(pixels)) / 32
+    actions, rewards, dones = rest
+    return Batch(pixels / 255, actions, next_pixels / 255, rewards, dones, discount, target)
 
 
 def encoder(channels, filters, features, latent_dim):
@@ -109,17 +125,11 @@ class PaperSACAE:
         return [network(torch.cat([latent, action], dim=1)) for network in networks]
 
     def step(self, loss, *names):
-        """Step the named optimizers on the gradient of one loss; return the gradients."""
-        gradients = {}
+        """Step the named optimizers on the gradient of one loss."""
+        parameters = [parameter for name in names for parameter in self.groups[name]]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
         for name in names:
-            parameters = self.groups[name]
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True
-            ):
-                gradients[parameter] = gradient
-        for name in names:
-            for parameter in self.groups[name]:
-                parameter.grad = gradients[parameter]
             self.optimizers[name].step()
 
     def update(self, index, batch, noise, actor_every, target_every, decoder_every, tau=0.01, encoder_tau=0.05):
@@ -138,9 +148,9 @@ class PaperSACAE:
         self.step(losses["critic_loss"], "critic")
 
         if index % actor_every == 0:
-            features = self.online.convs(observations).detach()
-            action, log_prob = self.policy(features, noise)
-            q = torch.minimum(*self.values(self.q, self.online.head(features), action))
+            action, log_prob = self.policy(self.online.convs(observations).detach(), noise)
+            latent = self.online.head(self.online.convs(observations).detach())
+            q = torch.minimum(*self.values(self.q, latent, action))
             losses["actor_loss"] = (alpha * log_prob - q).mean()
             self.step(losses["actor_loss"], "actor")
             losses["ent_coef_loss"] = (self.log_alpha.exp() * (-log_prob - self.target_entropy).detach()).mean()
@@ -213,9 +223,9 @@ class PaperTD3AE(PaperSACAE):
         self.step(losses["critic_loss"], "critic")
 
         if index % policy_delay == 0:
-            features = self.online.convs(observations).detach()
-            action = torch.tanh(self.actor_mlp(self.actor_head(features)))
-            losses["actor_loss"] = -self.values(self.q[:1], self.online.head(features), action)[0].mean()
+            action = torch.tanh(self.actor_mlp(self.actor_head(self.online.convs(observations).detach())))
+            latent = self.online.head(self.online.convs(observations).detach())
+            losses["actor_loss"] = -self.values(self.q[:1], latent, action)[0].mean()
             self.step(losses["actor_loss"], "actor")
             with torch.no_grad():
                 for online, slow, rate in (
