@@ -26,7 +26,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from benchmarks.disentanglement import write_json, write_rows
+from benchmarks.records import write_json, write_rows
 from rl_ae import ConvConfig, RAEConfig
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.sb3 import AutoencoderExtractor, AuxiliaryLossCallback

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.disentanglement import write_json, write_rows
+from benchmarks.records import write_json, write_rows
 from rl_ae import Autoencoder, FSQConfig, SQVAEConfig, VQVAEConfig, create_learner
 from rl_ae.analysis.figures import last_frame
 from rl_ae.configs import QuantizedConfig

@@ -8,7 +8,6 @@ table and traversals of all finished runs go to ``benchmarks/results/disentangle
 only writes those.
 """
 
-import csv
 import dataclasses
 import json
 import math
@@ -26,6 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.records import write_json, write_rows
 from benchmarks.sprites import Factors, Sprites
 from rl_ae import CONFIGS, Autoencoder, AutoencoderConfig, create_learner
 from rl_ae.analysis import dci, factor_vae_score, mig, sap
@@ -213,10 +213,6 @@ class Run:
             after_step()
 
 
-def write_json(path: Path, data: Any) -> None:
-    write_atomically(path, lambda file: file.write_text(json.dumps(data, indent=2) + "\n"))
-
-
 # ---------------------------------------------------------------------- its scores
 
 
@@ -308,16 +304,6 @@ def finished(arguments: Arguments) -> list[dict[str, Any]]:
 
 def run_folder(arguments: Arguments, variant: str, seed: int) -> Path:
     return arguments.runs / f"{variant}_{seed}"
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    def write(file: Path) -> None:
-        with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -70,15 +70,18 @@ class Log:
         return lambda *args: None
 
 
-def make_official(reference: Path) -> Any:
-    """The authors' agent with the defaults of their training script, perturbed so that no weight is zero."""
+def import_official(reference: Path, module: str) -> Any:
+    """A module of the authors' repository."""
     sys.modules["gym"] = types.ModuleType("gym")  # imported for environments, which are not used here
     sys.modules["gym"].Wrapper = object  # type: ignore[attr-defined]
     sys.path.insert(0, str(reference))
-    official = __import__("sac_ae")
-    torch.manual_seed(0)
-    agent = official.SacAeAgent(
-        SHAPE,
+    return __import__(module)
+
+
+def make_official(reference: Path, shape: tuple[int, int, int] = SHAPE) -> Any:
+    """The authors' agent with the defaults of their training script."""
+    return import_official(reference, "sac_ae").SacAeAgent(
+        shape,
         (ACTIONS,),
         torch.device("cpu"),
         hidden_dim=1024,
@@ -92,6 +95,10 @@ def make_official(reference: Path) -> Any:
         num_layers=4,
         num_filters=32,
     )
+
+
+def perturb(agent: Any) -> Any:
+    """The authors' agent in float64, and no weight zero."""
     for module in (agent.actor, agent.critic, agent.critic_target, agent.decoder):
         module.double()
     with torch.no_grad():
@@ -170,7 +177,8 @@ def update_both(official: Any, ours: SACAE, index: int) -> dict[str, tuple[float
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    official = make_official(arguments.reference)
+    torch.manual_seed(0)
+    official = perturb(make_official(arguments.reference))
     ours = make_ours(official)
     record: list[dict[str, Any]] = []
     for index in range(UPDATES):

@@ -10,13 +10,11 @@ and plot go to ``benchmarks/results/replay/``.
 
 import dataclasses
 import functools
-import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from tqdm import tqdm
 
-from benchmarks.disentanglement import write_json, write_rows
+from benchmarks.records import in_new_process, write_json, write_rows
 from rl_ae.sb3 import FrameReplayBuffer
 from rl_ae.sb3.memory import bytes_per_step
 from rl_ae.sb3.pictures import write_atomically
@@ -114,12 +112,6 @@ def measure_memory(size: int, n_envs: int, episode: int) -> list[dict[str, int]]
             grown = process.memory_info().rss - before
             rows.append({"episode": episode, "n_envs": n_envs, "transitions": step * n_envs, "bytes": grown})
     return rows
-
-
-def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own, whose memory nobody has used before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 # ---------------------------------------------------------------------- time

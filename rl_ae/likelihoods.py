@@ -38,7 +38,15 @@ def _check_shape(decoded: Tensor, target: Tensor) -> None:
 def _squares(mean: Tensor, target: Tensor) -> Tensor:
     """Squared errors summed over all but the batch, (B,), in the target's precision."""
     _check_shape(mean, target)
-    return (mean.to(target.dtype) - target).square().flatten(start_dim=1).sum(dim=1)
+    # the square of a norm, because that reads the errors once, and once more for their gradient
+    norms: Tensor = torch.linalg.vector_norm(_rows(mean.to(target.dtype) - target), dim=1)
+    return norms.square()
+
+
+def _rows(images: Tensor) -> Tensor:
+    """Everything but the batch as one dimension, in an order that needs no copy where channels are last in memory."""
+    last = images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
+    return (images.movedim(1, -1) if last else images).flatten(start_dim=1)
 
 
 def _noise(mean: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -134,7 +142,7 @@ class Bernoulli(NamedTuple):
             raise ValueError(f"a Bernoulli likelihood needs targets in [0, 1], got values from {low:g} to {high:g}")
         logits = self.logits.to(target.dtype)
         entropies = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return -entropies.flatten(start_dim=1).sum(dim=1)
+        return -_rows(entropies).sum(dim=1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones, (B, ...)."""
@@ -155,7 +163,7 @@ class Laplace(NamedTuple):
     def log_prob(self, target: Tensor) -> Tensor:
         """``-|x - μ| / b - log 2b`` summed over elements, (B,)."""
         _check_shape(self.mean, target)
-        errors = (self.mean.to(target.dtype) - target).abs().flatten(start_dim=1).sum(dim=1)
+        errors = _rows((self.mean.to(target.dtype) - target).abs()).sum(dim=1)
         return -errors / self.scale - target[0].numel() * torch.log(2.0 * self.scale)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:

@@ -66,14 +66,16 @@ class ConvTrunk(nn.Module):
         for out_channels, stride in zip(filters, strides, strict=True):
             in_channels, *sides = self.shapes[-1]
             layers += [nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)]
-            layers += [*group_norm(out_channels, normalize), nn.ReLU()]
+            layers += [*group_norm(out_channels, normalize), nn.ReLU(inplace=True)]
             height, width = (conv_output_size(side, kernel_size, stride, padding) for side in sides)
             self.shapes.append((out_channels, height, width))
         self.layers = nn.Sequential(*layers)
         self.out_features = math.prod(self.shapes[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        padded = pad_to(images, self.input_size) - self.centre
+        padded = pad_to(images, self.input_size)
+        if self.centre != 0.0:
+            padded = padded - self.centre
         # channels_last is the layout in which CPU and tensor-core convolutions run fastest
         features: Tensor = self.layers(padded.contiguous(memory_format=torch.channels_last))
         return features.flatten(start_dim=1)  # (B, F·h·w)
@@ -173,7 +175,7 @@ class ConvMirror(nn.Module):
                 )
             )
             if index > 0:
-                layers += [*group_norm(out_channels, trunk.normalize), nn.ReLU()]
+                layers += [*group_norm(out_channels, trunk.normalize), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -201,11 +203,11 @@ class WorldModelsDecoder(nn.Module):
         self.project = nn.Sequential(mlp(widths), nn.Linear(widths[-1], math.prod(self.feature_shape)))
         self.layers = nn.Sequential(
             TransposedConv(1024, 128, 5, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             TransposedConv(128, 64, 5, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             TransposedConv(64, 32, 6, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             TransposedConv(32, channels, 6, stride=2),
         )
 

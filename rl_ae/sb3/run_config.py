@@ -233,7 +233,7 @@ PENDULUM_TD3 = dataclasses.replace(
     ),
 )
 
-#: A task of the DeepMind Control Suite on two cores: the paper's agent and frames, but 64×64 pixels and a compact trunk.
+#: A task of the DeepMind Control Suite on two cores: the paper's agent, but frames of 64×64 and a compact trunk.
 CARTPOLE_SWINGUP = RunConfig(
     env="shimmy:dm_control/cartpole-swingup-v0",
     env_kwargs='{"render_kwargs": {"height": 64, "width": 64, "camera_id": 0}}',
