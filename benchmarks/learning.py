@@ -4,8 +4,8 @@
     python -m benchmarks.learning pendulum --modes paper_fp32 fused_bf16 --seeds 0 1 2
 
 Each run is trained and evaluated by ``rl-ae``, in processes of its own and one after the other. The runs stay in
-``--runs`` and resume; finished ones are not run again, ``--report`` runs none. Curves, table, summary and plot, of these
-runs and of all that are in the results already, go to ``benchmarks/results/<task>/``.
+``--runs`` and resume; finished ones are not run again, ``--report`` runs none. Curves, table, summary and plot, of
+these runs and of all that are in the results already, go to ``benchmarks/results/<task>/``.
 """
 
 import dataclasses
@@ -144,8 +144,8 @@ def table(task: Task, records: list[dict[str, Any]]) -> str:
             solved = "–" if record["solved_at_step"] is None else f"{record['solved_at_step']:,}"
             lines.append(
                 f"| {mode} | {record['seed']} | {result['random_mean_return']:.0f} "
-                f"| {result['mean_return']:.0f} ± {result['std_return']:.0f} | {record['training_return']:.0f} | {solved} "
-                f"| {result['psnr']:.1f} dB | {result['mean_frame_psnr']:.1f} dB "
+                f"| {result['mean_return']:.0f} ± {result['std_return']:.0f} | {record['training_return']:.0f} "
+                f"| {solved} | {result['psnr']:.1f} dB | {result['mean_frame_psnr']:.1f} dB "
                 f"| {record['steps']:,} | {record['frames']:,} | {record['training_seconds']:.0f} s |"
             )
         evaluations = [record["evaluation"]["mean_return"] for record in same]

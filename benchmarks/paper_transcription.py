@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 Batch = namedtuple("Batch", "observations actions next_observations rewards dones discounts targets")
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.roofline
 
 Counts floating-point operations and bytes of each part of an update at 84×84×9 and batches of 128, measures what this
-machine's convolutions, matrix products and memory reach at best, and compares the floor these set with the measured time.
-Table and summary go to ``benchmarks/results/roofline/``.
+machine's convolutions, matrix products and memory reach at best, and compares the floor these set with the measured
+time. Table and summary go to ``benchmarks/results/roofline/``.
 """
 
 import dataclasses
@@ -174,7 +174,8 @@ def ceiling_table(ceilings: dict[str, dict[str, float]]) -> str:
 
 def part_table(modes: dict[str, dict[str, dict[str, float]]], unfused: float) -> str:
     lines = [
-        "| mode | part | GFLOP | arithmetic at the ceiling | GB through memory, without caches | measured | of the ceiling |",
+        "| mode | part | GFLOP | arithmetic at the ceiling | GB through memory, without caches | measured "
+        "| of the ceiling |",
         "|---|---|---|---|---|---|---|",
     ]
     for mode, parts in modes.items():

@@ -4,9 +4,9 @@
 
 Side by side in one run, in turns: an update, its sampling included, of ``SACAE`` in each mode, of ``TD3AE``, of
 Stable-Baselines3's SAC and TD3 with ``CnnPolicy`` and as wide MLPs, and of an unfused transcription of SAC-AE from the
-paper (``benchmarks/paper_transcription.py``). With ``--reference CHECKOUT``, a copy of github.com/denisyarats/pytorch_sac_ae,
-the authors' own. Then the same over batch and image size, the memory of an update, each agent in a process of its own,
-and where the time of whole DMC runs goes. Nothing else should run meanwhile. Table, summary and plots go to
+paper (``benchmarks/paper_transcription.py``). With ``--reference CHECKOUT``, a copy of denisyarats/pytorch_sac_ae on
+GitHub, the authors' own. Then the same over batch and image size, the memory of an update, each agent in a process of
+its own, and where the time of whole DMC runs goes. Nothing else should run meanwhile. Table, summary and plots go to
 ``benchmarks/results/throughput/``.
 """
 
@@ -185,12 +185,8 @@ SUBJECTS: dict[str, Callable[[int, int], Update]] = {
     "SB3 TD3": functools.partial(make_agent, TD3),
 }
 COMPILED: dict[str, Callable[[int, int], Update]] = {
-    "SACAE fused bf16, compiled": functools.partial(
-        make_agent, SACAE, update="fused", precision="bf16", compile=True
-    ),
-    "TD3AE fused bf16, compiled": functools.partial(
-        make_agent, TD3AE, update="fused", precision="bf16", compile=True
-    ),
+    "SACAE fused bf16, compiled": functools.partial(make_agent, SACAE, update="fused", precision="bf16", compile=True),
+    "TD3AE fused bf16, compiled": functools.partial(make_agent, TD3AE, update="fused", precision="bf16", compile=True),
 }
 #: Those whose growth is drawn.
 GROWING = (UNFUSED, "SACAE paper fp32", "SACAE fused fp32", "SACAE fused bf16", "SB3 SAC")
@@ -343,8 +339,8 @@ def update_table(seconds: dict[str, list[float]], memory: dict[str, float]) -> s
         low, middle, high = quartiles(own)
         slow, ratio, fast = quartiles(unfused / np.array(own))
         lines.append(
-            f"| {name} | {middle:.3f} ({low:.3f}–{high:.3f}) | {1 / middle:.2f} | **{ratio:.2f}** ({slow:.2f}–{fast:.2f}) "
-            f"| {memory[name] / 1e9:.2f} GB |"
+            f"| {name} | {middle:.3f} ({low:.3f}–{high:.3f}) | {1 / middle:.2f} "
+            f"| **{ratio:.2f}** ({slow:.2f}–{fast:.2f}) | {memory[name] / 1e9:.2f} GB |"
         )
     return "\n".join(lines)
 

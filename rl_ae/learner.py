@@ -156,7 +156,10 @@ class RepresentationLearner:
     def losses(
         self, observations: Tensor, target: Tensor | None = None, n_data: int | None = None, latent: Any = None
     ) -> Evaluated:
-        """The losses of a batch, with their graph, for those who step themselves and call :meth:`follow`; arguments and errors as :meth:`update`."""
+        """The losses of a batch, with their graph, for those who step themselves and call :meth:`follow`.
+
+        Arguments and errors as :meth:`update`.
+        """
         if target is None:
             target = self.target(observations)
         with autocast(observations.device, self.precision):

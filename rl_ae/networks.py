@@ -82,10 +82,10 @@ class ConvTrunk(nn.Module):
 
 
 class _TransposedConvolution(torch.autograd.Function):
-    """``conv_transpose2d`` whose weight's gradient is taken as that of the convolution it transposes.
+    """``conv_transpose2d`` whose weight's gradient is taken as that of the convolution C it transposes.
 
-    The two are equal: :math:`\\langle C^T x, g \\rangle = \\langle x, C g \\rangle`, with input and gradient changing places.
-    On a CPU the library's own way takes two to three times as long.
+    The two are equal, because ⟨Cᵀx, g⟩ = ⟨x, Cg⟩: input and gradient change places. On a CPU torch's own way takes two
+    to three times as long.
     """
 
     @staticmethod
@@ -103,7 +103,7 @@ class _TransposedConvolution(torch.autograd.Function):
         return F.conv_transpose2d(inputs, weight, bias, stride, padding, output_padding)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
@@ -127,11 +127,12 @@ class TransposedConv(nn.ConvTranspose2d):
     def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         if inputs.device.type != "cpu" or output_size is not None:
             return super().forward(inputs, output_size)
+        assert self.bias is not None
         tensors = [inputs, self.weight, self.bias]
         if torch.is_autocast_enabled("cpu"):  # which does not look into a function of ours
             tensors = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
         geometry = (list(sides) for sides in (self.stride, self.padding, self.output_padding))
-        images: Tensor = _TransposedConvolution.apply(*tensors, *geometry)
+        images: Tensor = _TransposedConvolution.apply(*tensors, *geometry)  # type: ignore[no-untyped-call]
         return images
 
 

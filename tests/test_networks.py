@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rl_ae import ConvConfig, RAEConfig, create_autoencoder
-from rl_ae.networks import group_norm, initialize, initialize_kaiming, initialize_xavier, minimum_input_size
+from rl_ae.networks import (
+    TransposedConv,
+    group_norm,
+    initialize,
+    initialize_kaiming,
+    initialize_xavier,
+    minimum_input_size,
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,3 +81,57 @@ def test_initialisations_have_their_scale():
     initialize_xavier(conv)
     assert conv.weight.std().item() == pytest.approx((2 / (70 * 16)) ** 0.5, rel=0.02)
     assert not linear.bias.any() and not conv.bias.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+def test_transposed_convolutions_are_torchs(inputs, outputs, kernel, stride, padding, height, width, output_padding):
+    """The same map, the same gradients of input, weight and bias, and parameters of the same names."""
+    output_padding = tuple(min(side, stride - 1) for side in output_padding)
+    least = (min(height, width) - 1) * stride - 2 * padding + kernel
+    if least < 1:
+        return
+    arguments = (inputs, outputs, kernel, stride, padding, output_padding)
+    ours, theirs = TransposedConv(*arguments).double(), nn.ConvTranspose2d(*arguments).double()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, inputs, height, width, dtype=torch.float64)
+    results = []
+    for layer in (ours, theirs):
+        leaf = images.clone().requires_grad_()
+        result = layer(leaf)
+        result.backward(torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view_as(result))
+        results.append([result, leaf.grad, layer.weight.grad, layer.bias.grad])
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_transposed_convolutions_run_in_the_autocast_type():
+    layer, images = TransposedConv(3, 4, 3, 2), torch.randn(2, 3, 5, 5)
+    exact = layer(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(images)
+    assert rounded.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.02)
+    rounded.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    plain = nn.ConvTranspose2d(3, 4, 3, 2)
+    plain.load_state_dict(layer.state_dict())
+    plain(images).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad, rtol=0.05, atol=0.1)
+
+
+def test_gradients_that_nobody_needs_are_left_out():
+    layer = TransposedConv(3, 4, 3)
+    layer.weight.requires_grad_(False)
+    images = torch.randn(2, 3, 5, 5, requires_grad=True)
+    layer(images).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is not None and images.grad is not None

@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import DotEnv
+from torch.nn import functional as F
 
 from benchmarks.paper_transcription import PaperSACAE, PaperTD3AE
 from rl_ae import ConvConfig, RAEConfig
@@ -28,7 +29,7 @@ def paper_of(cls):
     return PaperTD3AE if issubclass(cls, TD3AE) else PaperSACAE
 
 
-def make_agent(cls=SACAE):
+def make_agent(cls=SACAE, update="paper", **kwargs):
     torch.manual_seed(0)
     agent = cls(
         "CnnPolicy",
@@ -37,9 +38,10 @@ def make_agent(cls=SACAE):
         policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
         buffer_size=10,
         device="cpu",
-        update="paper",
+        update=update,
         precision="fp32",
         **dict(INTERVALS[paper_of(cls)].values()),
+        **kwargs,
     )
     agent.policy.double()
     if isinstance(agent, SACAE):
@@ -75,10 +77,10 @@ def agent_modules(agent):
     }
 
 
-def make_paper(agent):
+def make_paper(agent, paper_cls):
     torch.set_default_dtype(torch.float64)
     try:
-        paper = paper_of(type(agent))(CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN)
+        paper = paper_cls(CHANNELS, SIZE, ACTIONS, FILTERS, LATENT, HIDDEN)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -117,11 +119,11 @@ def compare(actual, expected, name):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12, msg=lambda text: f"{name}: {text}")
 
 
-def assert_parity(cls, updates=5):
+def assert_parity(cls, updates=5, paper_cls=None, **kwargs):
     """Losses, parameters and the gradients left behind agree after every update."""
-    agent = make_agent(cls)
-    paper = make_paper(agent)
-    intervals = {argument: interval for argument, (_, interval) in INTERVALS[type(paper)].items()}
+    agent = make_agent(cls, **kwargs)
+    paper = make_paper(agent, paper_cls or paper_of(cls))
+    intervals = {argument: interval for argument, (_, interval) in INTERVALS[paper_of(cls)].items()}
     for index in range(updates):
         batch, noise = make_batch(index)
         noise = noise if isinstance(agent, SACAE) else 4.0 * noise.next_action  # far enough to be clipped
@@ -146,6 +148,89 @@ def assert_parity(cls, updates=5):
 @pytest.mark.parametrize("cls", [SACAE, TD3AE])
 def test_updates_equal_the_transcription(cls):
     assert_parity(cls)
+
+
+# ---------------------------------------------------------------------- the fused update
+
+
+def fused_loss(paper, batch, target):
+    """The sum of both losses after one forward, and the trunk's features of it."""
+    features = paper.online.convs(batch.observations)
+    latent = paper.online.head(features)
+    critic_loss = sum(F.mse_loss(q, target) for q in paper.values(paper.q, latent, batch.actions))
+    reconstruction = F.mse_loss(paper.decoder(latent), batch.targets - 0.5)
+    ae_loss = reconstruction + 1e-6 * (0.5 * latent.pow(2).sum(dim=1)).mean()
+    return {"critic_loss": critic_loss, "ae_loss": ae_loss}, features.detach(), latent.detach()
+
+
+def follow(pairs, rate):
+    with torch.no_grad():
+        for online, slow in pairs:
+            for parameter, slow_parameter in zip(online.parameters(), slow.parameters(), strict=True):
+                slow_parameter.copy_(rate * parameter + (1 - rate) * slow_parameter)
+
+
+class FusedSACAE(PaperSACAE):
+    weight = 3.0
+
+    def update(self, index, batch, noise, actor_every, target_every, decoder_every):
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            next_action, next_log_prob = self.policy(self.online.convs(batch.next_observations), noise.next_action)
+            next_latent = self.target.head(self.target.convs(batch.next_observations))
+            value = torch.minimum(*self.values(self.target_q, next_latent, next_action)) - alpha * next_log_prob
+            target = batch.rewards + (1 - batch.dones) * batch.discounts * value
+        losses, features, latent = fused_loss(self, batch, target)
+        if index % decoder_every == 0:
+            self.step(losses["critic_loss"] + self.weight * losses["ae_loss"], "critic", "decoder")
+        else:
+            self.step(losses.pop("critic_loss"), "critic")
+            del losses["ae_loss"]
+        if index % actor_every == 0:
+            action, log_prob = self.policy(features, noise.action)
+            losses["actor_loss"] = (alpha * log_prob - torch.minimum(*self.values(self.q, latent, action))).mean()
+            self.step(losses["actor_loss"], "actor")
+            losses["ent_coef_loss"] = (self.log_alpha.exp() * (-log_prob - self.target_entropy).detach()).mean()
+            self.step(losses["ent_coef_loss"], "alpha")
+        if index % target_every == 0:
+            follow(zip(self.q, self.target_q, strict=True), 0.01)
+            follow([(self.online.convs, self.target.convs), (self.online.head, self.target.head)], 0.05)
+        return losses
+
+
+class FusedTD3AE(PaperTD3AE):
+    weight = 3.0
+
+    def update(self, index, batch, noise, policy_delay, decoder_every):
+        with torch.no_grad():
+            features = self.target.convs(batch.next_observations)
+            next_action = torch.tanh(self.target_actor_mlp(self.target_actor_head(features)))
+            next_action = torch.clip(next_action + torch.clip(0.2 * noise, -0.5, 0.5), -1, 1)
+            value = torch.minimum(*self.values(self.target_q, self.target.head(features), next_action))
+            target = batch.rewards + (1 - batch.dones) * batch.discounts * value
+        losses, features, latent = fused_loss(self, batch, target)
+        if index % decoder_every == 0:
+            self.step(losses["critic_loss"] + self.weight * losses["ae_loss"], "critic", "decoder")
+        else:
+            self.step(losses.pop("critic_loss"), "critic")
+            del losses["ae_loss"]
+        if index % policy_delay == 0:
+            action = torch.tanh(self.actor_mlp(self.actor_head(features)))
+            losses["actor_loss"] = -self.values(self.q[:1], latent, action)[0].mean()
+            self.step(losses["actor_loss"], "actor")
+            follow([*zip(self.q, self.target_q, strict=True), (self.actor_mlp, self.target_actor_mlp)], 0.005)
+            encoders = [(self.online.convs, self.target.convs), (self.online.head, self.target.head)]
+            follow([*encoders, (self.actor_head, self.target_actor_head)], 0.05)
+        return losses
+
+
+@pytest.mark.parametrize(("cls", "paper_cls"), [(SACAE, FusedSACAE), (TD3AE, FusedTD3AE)])
+def test_fused_updates_equal_their_definition(cls, paper_cls):
+    """One forward, one backward, the critic's optimizer alone over the encoder; the actor reads what was encoded."""
+    assert_parity(cls, paper_cls=paper_cls, update="fused", representation_weight=FusedSACAE.weight)
+
+
+# ---------------------------------------------------------------------- planted faults
 
 
 class HalvedMSE(SACAE):

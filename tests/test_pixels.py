@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_ae.pixels import crop_to, dequantize, pad_to, to_uint8, to_unit
+from rl_ae.pixels import crop_to, dequantize, pad_to, to_uint8, to_unit, uniform_noise
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -37,6 +37,44 @@ def test_dequantized_noise_is_uniform_within_a_level():
     assert values.min() >= 0 and values.max() < 1
     assert abs(values.mean() - 0.5) < 0.01
     assert abs(values.var() - 1 / 12) < 0.003
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_frames_are_dequantized_as_their_floats(bits):
+    noise = torch.rand(1, 1, 16, 16)
+    kept = noise.clone()
+    torch.testing.assert_close(dequantize(LEVELS, bits, noise), dequantize(to_unit(LEVELS), bits, noise))
+    assert torch.equal(noise, kept)
+    levels = torch.floor(dequantize(LEVELS, bits) * 2**bits)
+    assert torch.equal(levels, torch.floor(LEVELS.float() / 2 ** (8 - bits)))
+    with pytest.raises(TypeError, match="int64"):
+        dequantize(LEVELS.long(), bits)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 7, 5), (1, 1, 1, 1), (4, 3, 8, 8)])
+def test_noise_has_a_byte_a_pixel(shape):
+    images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    noise = uniform_noise(images)
+    assert noise.shape == shape and noise.dtype == torch.float32 and noise.stride() == images.stride()
+    assert torch.equal((256 * noise - 0.5).round(), 256 * noise - 0.5)
+
+
+def test_noise_is_uniform_and_follows_the_seed():
+    torch.manual_seed(0)
+    noise = uniform_noise(torch.zeros(64, 1, 64, 64))
+    counts = torch.bincount((256 * noise).long().flatten(), minlength=256)
+    assert counts.sum() == noise.numel() and ((counts - 1024).abs() < 6 * 32).all()  # six standard deviations
+    flat = noise.flatten() - noise.mean()
+    for lag in (1, 2, 7, 8):  # neighbours, within and across the generator's words
+        assert abs((flat[lag:] * flat[:-lag]).mean() / flat.var()) < 0.012
+    torch.manual_seed(0)
+    assert torch.equal(noise, uniform_noise(torch.zeros(64, 1, 64, 64)))
+
+
+def test_frames_become_the_compute_type_with_channels_last():
+    images = to_unit(LEVELS.expand(2, 3, 16, 16), torch.bfloat16)
+    assert images.dtype == torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
+    assert (images.float() - LEVELS / 255).abs().max() <= 0.5 / 255  # half a grey level
 
 
 @pytest.mark.parametrize("bits", [0, 9])

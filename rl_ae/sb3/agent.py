@@ -35,10 +35,11 @@ from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, 
 from rl_ae.sb3.policies import AutoencoderPolicy, TiedCritic
 from rl_ae.sb3.replay import FrameReplayBuffer
 
-#: How the losses of an update follow each other. ``"paper"``: the critic's, the actor's, the representation's, each with
-#: a step of its own and the encoder as the last one left it. ``"fused"``: the critic's and the representation's together,
-#: one forward, one backward, one optimizer over the encoder; then the actor's. ``"auto"`` is fused where tanh bounds the
-#: latent: elsewhere the critic's gradient, which the paper's second optimizer makes up for, can drive it out of bounds.
+#: How the losses of an update follow each other. ``"paper"``: the critic's, the actor's, the representation's, each
+#: with a step of its own and the encoder as the last one left it. ``"fused"``: the critic's and the representation's
+#: together, one forward, one backward, one optimizer over the encoder; then the actor's. ``"auto"`` is fused where tanh
+#: bounds the latent: elsewhere the critic's gradient, which the paper's second optimizer makes up for, can drive it far
+#: out.
 UPDATES = ("auto", "paper", "fused")
 
 SelfAgent = TypeVar("SelfAgent", bound="AutoencoderAgent")
@@ -132,7 +133,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         update: str,
         representation_weight: float,
         precision: str,
-        compile: bool,
+        compile: bool,  # noqa: A002  as torch's
         representation_loss: nn.Module | None,
         freeze_encoder: bool,
         diagnostics_interval: int,
@@ -220,7 +221,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         learners = {
             # several learners step on parameters of a loss of their own
             name: create_learner(
-                cast(Autoencoder, autoencoder), loss=copy.deepcopy(self.representation_loss), precision=self.resolved_precision
+                cast(Autoencoder, autoencoder),
+                loss=copy.deepcopy(self.representation_loss),
+                precision=self.resolved_precision,
             )
             for name, autoencoder in self.policy.autoencoders.items()
         }
@@ -360,7 +363,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
         observations, next_observations = (
-            self.critic.features_extractor.prepare(raw, self.policy.normalize_images, self._compute_dtype)  # type: ignore[arg-type]
+            self.critic.features_extractor.prepare(raw, self.policy.normalize_images, self._compute_dtype)
             for raw in (data.observations, data.next_observations)
         )
         return Batch(
@@ -375,11 +378,13 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _targets(self, raw: Any, observations: Observations) -> Observations:
         """What the decoders are to return: of frames as they are stored, which have lost nothing."""
-        extractor, learner = self.critic.features_extractor, cast(Any, self.learner)
+        takes_frames = self.critic.features_extractor.takes_frames
+        sources: Any
         if isinstance(observations, Tensor):
-            return learner.target(raw if extractor.takes_frames(OBSERVATION) else observations)
-        sources = {name: raw[name] if extractor.takes_frames(name) else observations[name] for name in observations}
-        return learner.target(sources)
+            sources = raw if takes_frames(OBSERVATION) else observations
+        else:
+            sources = {name: raw[name] if takes_frames(name) else observations[name] for name in observations}
+        return self.learner.target(sources)
 
     @abstractmethod
     def train_on(self, batch: Batch) -> dict[str, Tensor]:
@@ -439,15 +444,16 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
     def _step_jointly(self, batch: Batch, target_q_values: Tensor) -> tuple[Encoding, dict[str, Tensor]]:
         """Step critic, encoder and decoder on the sum of both losses, after one forward and by one backward pass."""
-        encoding = self._encode(batch.observations)
-        critic_loss, metrics = self._critic_loss(encoding, batch.actions, target_q_values)
-        evaluated = self._representation_losses(batch, encoding)
         diagnose = self.learner.step % self.diagnostics_interval == 0
         trunk = list(self._trunk_parameters())
         td_gradients: Sequence[Tensor | None] = []
-        if diagnose:
-            td_gradients = torch.autograd.grad(critic_loss, trunk, retain_graph=True, allow_unused=True)
+        if diagnose:  # with a forward pass of its own, because compiled networks keep no graph
+            alone = self._critic_loss(self._encode(batch.observations), batch.actions, target_q_values)[0]
+            td_gradients = torch.autograd.grad(alone, trunk, allow_unused=True)
 
+        encoding = self._encode(batch.observations)
+        critic_loss, metrics = self._critic_loss(encoding, batch.actions, target_q_values)
+        evaluated = self._representation_losses(batch, encoding)
         optimizers = [self.critic.optimizer, *self._decoder_optimizers()]
         for optimizer in optimizers:
             optimizer.zero_grad()

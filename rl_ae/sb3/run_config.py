@@ -51,7 +51,7 @@ class AgentConfig:
         target_policy_noise: Standard deviation of the noise that smooths the targets (td3_ae).
         target_noise_clip: Where that noise is clipped (td3_ae).
         decoder_update_interval: Updates between two of the decoder.
-        update: paper; fused: one step for critic and representation together; or auto: fused where tanh bounds the latent.
+        update: paper; fused: one step for critic and representation together; auto: fused where tanh bounds the latent.
         representation_weight: Of the representation loss in the fused update.
         precision: fp32, bf16, or auto: bf16 where the device has instructions for it.
         compile: Compile the networks.

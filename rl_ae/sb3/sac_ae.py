@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import Tensor, nn
 
 from rl_ae.configs import DEFAULT_AUTOENCODER
+from rl_ae.optimizers import Adam
 from rl_ae.sb3.agent import AutoencoderAgent, Batch, Encoding
 from rl_ae.sb3.observations import AutoencodersLike
 from rl_ae.sb3.policies import SAC_POLICIES, SACAEActor, SACAEPolicy
@@ -136,7 +137,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         update: str = "auto",
         representation_weight: float = 1.0,
         precision: str = "auto",
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002  as torch's
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
@@ -193,7 +194,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         super()._setup_model()
         if self.log_ent_coef is not None:
             learning_rate = FloatSchedule(self.ent_coef_learning_rate)(self._current_progress_remaining)
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=learning_rate, betas=(0.5, 0.999))
+            self.ent_coef_optimizer = Adam([self.log_ent_coef], lr=learning_rate, betas=(0.5, 0.999))
 
     def _own_policy_kwargs(self) -> dict[str, Any]:
         return {"use_sde": self.use_sde}

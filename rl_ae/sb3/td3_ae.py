@@ -108,7 +108,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         update: str = "auto",
         representation_weight: float = 1.0,
         precision: str = "auto",
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002  as torch's
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
