@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rl_ae import create_learner, precision
 from rl_ae.precision import compute_dtype, has_fast_bf16, resolve_precision
 from rl_ae.sb3 import SACAE, TD3AE
+from rl_ae.sb3.agent import NonFiniteError
 from rl_ae.sb3.sac_ae import Noise
 
 CPU = torch.device("cpu")
@@ -104,6 +105,26 @@ def test_updates_do_not_wait_for_the_device(algorithm):
             batch.rewards.sum().item()
         assert Waits.count == 1  # it would have been noticed
         Waits.count = 0
+
+
+def test_metrics_can_be_looked_at_now_and_then(tmp_path):
+    """As on a GPU, where each look waits for all updates; and none is lost."""
+    agent = make_agent().learn(20)
+    assert agent._unlogged_updates == 1
+    agent._unlogged_updates = 3
+    fill = [{"critic_loss": torch.tensor(value)} for value in (1.0, 2.0, 6.0, 5.0, math.nan)]
+    logged = agent.logger.name_to_value
+    agent._n_updates = 3
+    agent._log(fill[:2])
+    assert "train/critic_loss" not in logged
+    agent._log(fill[2:3])
+    assert logged["train/critic_loss"] == 3.0
+    agent._log(fill[3:4])
+    agent.dump_logs()
+    agent._log(fill[4:])
+    with pytest.raises(NonFiniteError, match="critic_loss is nan at update 3"):
+        agent.save(tmp_path / "agent")
+    assert not list(tmp_path.iterdir())
 
 
 def test_both_gradients_of_a_fused_update_are_logged():

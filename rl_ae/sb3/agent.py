@@ -42,6 +42,9 @@ from rl_ae.sb3.replay import FrameReplayBuffer
 #: out.
 UPDATES = ("auto", "paper", "fused")
 
+#: Updates on a GPU after which their metrics are looked at, which waits for all of them.
+UNLOGGED_UPDATES = 100
+
 SelfAgent = TypeVar("SelfAgent", bound="AutoencoderAgent")
 
 
@@ -214,6 +217,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         if self.compile:
             compile_networks(self._networks(), self.device)
         self.generators = PrivateGenerators(self.seed)
+        self._unlogged: list[dict[str, Tensor]] = []  # metrics of updates
+        self._unlogged_updates = 1 if self.device.type == "cpu" else UNLOGGED_UPDATES
         if not hasattr(self, "_logger"):  # so that train() works on a filled buffer without learn()
             self._logger = configure_logger(verbose=0)
 
@@ -556,11 +561,20 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         return self._n_updates % self.decoder_update_interval == 0 and not self.freeze_encoder
 
     def _log(self, updates: list[dict[str, Tensor]]) -> None:
-        """Record the mean of every metric over the updates.
+        """Record the updates' metrics: at once on a CPU, where nothing waits for it."""
+        self._unlogged += updates
+        if len(self._unlogged) >= self._unlogged_updates:
+            self.log_metrics()
+
+    def log_metrics(self) -> None:
+        """Record the mean of every metric over the updates since the last time.
 
         Raises:
             NonFiniteError: If a metric is NaN or infinite; names the first one and its update.
         """
+        updates, self._unlogged = self._unlogged, []
+        if not updates:
+            return
         flat = [(index, name, value) for index, metrics in enumerate(updates) for name, value in metrics.items()]
         values = torch.stack([value.float().to(self.device) for _, _, value in flat])
         finite = torch.isfinite(values)
@@ -577,7 +591,21 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             self.logger.record(f"train/{name}", sum(numbers) / len(numbers))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    def dump_logs(self) -> None:
+        """Write the log; raises as :meth:`log_metrics`."""
+        self.log_metrics()
+        super().dump_logs()
+
     # ------------------------------------------------------------------ saving
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the agent; arguments as in Stable-Baselines3.
+
+        Raises:
+            NonFiniteError: As :meth:`log_metrics`, before anything is written.
+        """
+        self.log_metrics()
+        super().save(*args, **kwargs)
 
     @classmethod
     def load(cls: type[SelfAgent], path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfAgent:
@@ -599,7 +627,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
     archive_mark: str
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "generators"]
+        return [*super()._excluded_save_params(), "learner", "generators", "_unlogged"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

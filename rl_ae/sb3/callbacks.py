@@ -83,6 +83,7 @@ class LearningCurve(BaseCallback):
     def add_row(self) -> None:
         """Add a row for the present step, if there is none, and dump the logs."""
         step = self.model.num_timesteps
+        self.model.log_metrics()
         self.reconstruction = self.logger.name_to_value.get("train/reconstruction", self.reconstruction)
         self.model.dump_logs()
         self._last = step
