@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import auxiliary, codes, disentanglement, replay
+from benchmarks import auxiliary, codes, disentanglement, learning, replay, roofline, throughput
 
 
 @pytest.fixture
@@ -147,3 +147,103 @@ def test_the_streams_of_the_memory_benchmark_are_stacks(n_envs):
         assert (observation[:, 3:] == moved[:, :-3]).all() and (observation != moved).any()
         assert (following == moved).all() != done
     assert (steps[4][0][:, :6] == 0).all()
+
+
+def test_throughput_compares_updates_memory_and_whole_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(throughput, "in_new_process", lambda measure, *arguments: measure(*arguments))
+    monkeypatch.setattr(throughput, "EDGE", 36)
+    monkeypatch.setattr(throughput, "BATCH_SIZE", 4)
+    monkeypatch.setattr(throughput, "TRANSITIONS", 20)
+    some = (throughput.UNFUSED, "SACAE fused bf16", "TD3AE paper fp32", "SB3 SAC")
+    monkeypatch.setattr(throughput, "SUBJECTS", {name: throughput.SUBJECTS[name] for name in some})
+    monkeypatch.setattr(throughput, "GROWING", some[:2])
+    monkeypatch.setattr(throughput, "RUNS", {"SACAE fused bf16": throughput.RUNS["SACAE fused bf16"]})
+    flags = "--rounds 2 --batches 2 4 --edges 36 48 --sweep-rounds 1 --steps 3".split()
+    monkeypatch.setattr("sys.argv", ["throughput", *flags, "--results", str(tmp_path)])
+    throughput.main()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary["seconds"]) == set(summary["bytes"]) == set(some)
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in summary["seconds"].values())
+    assert [list(sizes) for sizes in summary["growth"].values()] == [["2", "4"], ["36", "48"]]
+    parts = summary["milliseconds_a_step"]["SACAE fused bf16"]
+    assert tuple(parts) == throughput.PARTS and all(value > 0 for value in parts.values())
+    assert {"processor", "cores", "threads", "versions", "command"} <= summary.keys()
+    printed = capsys.readouterr().out
+    assert f"| {throughput.UNFUSED} |" in printed and "**1.00** (1.00–1.00)" in printed
+    assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_a_part_that_calls_another_is_not_counted_twice():
+    clock, now = throughput.Clock(), [0.0]
+
+    def inner():
+        now[0] += 2.0
+
+    def outer():
+        now[0] += 1.0
+        timed()
+        now[0] += 4.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput.time, "perf_counter", lambda: now[0])
+        clock._since = 0.0
+        timed = clock.part("inner", inner)
+        clock.part("outer", outer)()
+        now[0] += 8.0  # of no part
+        clock.part("inner", inner)()
+    assert clock.seconds == {"outer": 5.0, "inner": 4.0}
+
+
+def test_roofline_counts_and_times_every_part(monkeypatch, tmp_path):
+    for name, value in (("EDGE", 36), ("BATCH_SIZE", 4), ("TRANSITIONS", 20)):
+        monkeypatch.setattr(roofline, name, value)
+        monkeypatch.setattr(throughput, name, value)
+    monkeypatch.setattr("sys.argv", ["roofline", "--rounds", "1", "--results", str(tmp_path)])
+    roofline.main()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    paper, fused = (summary["modes"][mode] for mode in ("paper fp32", "fused fp32"))
+    # by hand: convolutions of 36×36×9 to 17, 15, 13 and 11 pixels a side, two heads, the actor, two Q networks
+    forward = 2 * 4 * 32 * 9 * (17**2 * 9 + (15**2 + 13**2 + 11**2) * 32) / 1e9
+    actor, critics = (50 + 1024 + 2 * 6) * 1024, 2 * (56 + 1024 + 1) * 1024
+    others = 2 * 4 * (2 * 11**2 * 32 * 50 + actor + critics) / 1e9
+    assert fused["values of the next observations"]["gflop"] == pytest.approx(2 * forward + others, rel=1e-6)
+    # a second forward pass and two backward passes but for the pixels' gradient, and as much for the decoder
+    difference = sum(part["gflop"] for part in paper.values()) - sum(part["gflop"] for part in fused.values())
+    pixels = 2 * 4 * 32 * 9 * 17**2 * 9 / 1e9
+    assert difference == pytest.approx(3 * forward - pixels, rel=0.1)
+    assert all(part["seconds"] > 0 for parts in summary["modes"].values() for part in parts.values())
+    assert "| fused bf16 | **all** |" in (tmp_path / "table.md").read_text()
+
+
+def test_learning_reports_its_modes_and_runs_none_twice(monkeypatch, tmp_path, capsys):
+    flags = (
+        "--env Pendulum-v1 --steps 60 --size 16 16 --grayscale --action-repeat 50 --learning-starts 50 --batch-size 4 "
+        "--autoencoder rae_compact --net-arch 8 --catch-up-updates 0 --log-every 4"
+    )
+    monkeypatch.setitem(learning.TASKS, "pendulum", learning.Task(flags, "a test", -1e9))
+    arguments = ["learning", "pendulum", "--seeds", "0", "--modes", "paper_fp32", "fused_fp32"]
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", [*arguments, *folders])
+    learning.main()
+    results = tmp_path / "results" / "pendulum"
+    records = json.loads((results / "summary.json").read_text())["runs"]
+    assert [(record["mode"], record["steps"], record["frames"]) for record in records] == [
+        ("paper_fp32", 60, 3000),
+        ("fused_fp32", 60, 3000),
+    ]
+    assert all(record["solved_at_step"] == 20 for record in records)  # the fifth episode of four steps
+    assert records[1]["command"].endswith("--update fused --precision fp32 --seed 0 && rl-ae evaluate RUN")
+    assert (results / "curves.png").stat().st_size > 0
+
+    def run(*arguments, **kwargs):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(learning.subprocess, "run", run)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", [*arguments[:-1], *folders, "--report"])
+    learning.main()
+    assert "| fused_fp32 | all |" in capsys.readouterr().out  # of the earlier call
+    with pytest.raises(SystemExit, match="no finished run"):
+        other = ["--runs", str(tmp_path / "none"), "--results", str(tmp_path / "none")]
+        monkeypatch.setattr("sys.argv", [*arguments, *other, "--report"])
+        learning.main()
