@@ -136,7 +136,7 @@ def test_both_gradients_of_a_fused_update_are_logged():
     encoding = agent._encode(batch.observations)
     trunk = list(agent.critic.features_extractor.trunk_parameters())
     td_loss = agent._critic_loss(encoding, batch.actions, target)[0]
-    ae_loss = weight * agent._representation_losses(batch, encoding).total
+    ae_loss = weight * agent.learner.losses(*agent._representation_arguments(batch, encoding)).total
     td, ae = (
         torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, trunk, retain_graph=True)])
         for loss in (td_loss, ae_loss)

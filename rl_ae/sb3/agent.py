@@ -435,13 +435,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             for parameter in self._trunk_parameters():
                 td_gradients.append(parameter.grad)  # which the critic's loss has left there
                 parameter.grad = None  # and which would stay where nothing is reconstructed
-        evaluated = self._representation_losses(batch, encoding)
-        for optimizer in self.learner.optimizers:
-            optimizer.zero_grad()
-        total(evaluated).backward()
-        for optimizer in self.learner.optimizers:
-            optimizer.step()
-        metrics = self._follow(evaluated)
+        metrics = self.learner.update(*self._representation_arguments(batch, encoding))
+        metrics["ae_loss"] = metrics.pop("total")
         if diagnose:
             gradients = [parameter.grad for parameter in self._trunk_parameters()]
             metrics |= self._diagnose(batch.observations, td_gradients, gradients)
@@ -458,7 +453,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
 
         encoding = self._encode(batch.observations)
         critic_loss, metrics = self._critic_loss(encoding, batch.actions, target_q_values)
-        evaluated = self._representation_losses(batch, encoding)
+        evaluated: Any = self.learner.losses(*self._representation_arguments(batch, encoding))
         optimizers = [self.critic.optimizer, *self._decoder_optimizers()]
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -471,7 +466,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             metrics |= self._diagnose(batch.observations, td_gradients, gradients)
         for optimizer in optimizers:
             optimizer.step()
-        return encoding, metrics | self._follow(evaluated)
+        metrics |= self.learner.follow(evaluated)
+        metrics["ae_loss"] = metrics.pop("total")
+        return encoding, metrics
 
     def _encode(self, observations: Observations) -> Encoding:
         """Trunk features and latents, with their graph."""
@@ -491,16 +488,12 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         critic_loss = (q_values - target_q_values).square().mean(dim=0).sum()
         return critic_loss, {"critic_loss": critic_loss.detach(), "q_value": q_values.detach().mean()}
 
-    def _representation_losses(self, batch: Batch, encoding: Encoding) -> Any:
+    def _representation_arguments(self, batch: Batch, encoding: Encoding) -> tuple[Any, Any, int, Any]:
+        """What the learner asks for: observations, targets, size of the data set, latents."""
         assert self.replay_buffer is not None
         n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
         latents = encoding.latents if isinstance(self.learner, DictLearner) else encoding.latents[OBSERVATION]
-        return self.learner.losses(batch.observations, batch.targets, n_data, latents)  # type: ignore[arg-type]
-
-    def _follow(self, evaluated: Any) -> dict[str, Tensor]:
-        metrics = self.learner.follow(evaluated)
-        metrics["ae_loss"] = metrics.pop("total")
-        return metrics
+        return batch.observations, batch.targets, n_data, latents
 
     def _step_actor(self, loss: Tensor) -> dict[str, Tensor]:
         self.actor.optimizer.zero_grad()
