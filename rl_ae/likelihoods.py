@@ -5,10 +5,11 @@ Every ``log_prob`` is in nats, summed over pixels (or features), one value a sam
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -35,12 +36,33 @@ def _check_shape(decoded: Tensor, target: Tensor) -> None:
         raise ValueError(f"reconstruction {tuple(decoded.shape)} and target {tuple(target.shape)} must agree")
 
 
+class _SquaredErrors(torch.autograd.Function):
+    """Squared errors of means and targets (B, ...) summed over all but the batch, (B,).
+
+    Summed in the targets' precision, with a gradient in the means': each pass over the pixels of a batch counts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, target: Tensor) -> Tensor:
+        errors = mean.to(target.dtype, copy=True).sub_(target)
+        ctx.save_for_backward(errors.to(mean.dtype))
+        ctx.target_dtype = target.dtype
+        norms: Tensor = torch.linalg.vector_norm(_rows(errors), dim=1)
+        return norms.square_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (errors,) = ctx.saved_tensors
+        of_mean = (2.0 * gradient).to(errors.dtype).reshape(-1, *(1,) * (errors.ndim - 1)) * errors
+        return of_mean, -of_mean.to(ctx.target_dtype) if ctx.needs_input_grad[1] else None
+
+
 def _squares(mean: Tensor, target: Tensor) -> Tensor:
     """Squared errors summed over all but the batch, (B,), in the target's precision."""
     _check_shape(mean, target)
-    # the square of a norm, because that reads the errors once, and once more for their gradient
-    norms: Tensor = torch.linalg.vector_norm(_rows(mean.to(target.dtype) - target), dim=1)
-    return norms.square()
+    squares: Tensor = _SquaredErrors.apply(mean, target)  # type: ignore[no-untyped-call]
+    return squares
 
 
 def _rows(images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def minimum_input_size(kernel_size: int, strides: Sequence[int], padding: int) -
 
 
 class ConvTrunk(nn.Module):
-    """Convolutions with ReLU, flattened: (B, C, H, W) in [0, 1] → (B, ``out_features``).
+    """Convolutions with ReLU: (B, C, H, W) in [0, 1] → maps (B, F, h, w), ``out_features`` numbers each.
 
     Images below the stack's native minimum are padded with :func:`~rl_ae.pixels.pad_to`.
     The default configuration is the trunk of SAC-AE (arXiv 1910.01741, Appendix B.1).
@@ -77,8 +77,8 @@ class ConvTrunk(nn.Module):
         if self.centre != 0.0:
             padded = padded - self.centre
         # channels_last is the layout in which CPU and tensor-core convolutions run fastest
-        features: Tensor = self.layers(padded.contiguous(memory_format=torch.channels_last))
-        return features.flatten(start_dim=1)  # (B, F·h·w)
+        maps: Tensor = self.layers(padded.contiguous(memory_format=torch.channels_last))
+        return maps
 
 
 class _TransposedConvolution(torch.autograd.Function):
@@ -122,13 +122,19 @@ class _TransposedConvolution(torch.autograd.Function):
 
 
 class TransposedConv(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with the same parameters and the same map, and a faster gradient on a CPU."""
+    """``nn.ConvTranspose2d`` with the same parameters and the same map, and a faster gradient on a CPU.
+
+    Attributes:
+        shift: Added to the bias.
+    """
+
+    shift = 0.0
 
     def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         if inputs.device.type != "cpu" or output_size is not None:
-            return super().forward(inputs, output_size)
+            return super().forward(inputs, output_size) + self.shift
         assert self.bias is not None
-        tensors = [inputs, self.weight, self.bias]
+        tensors = [inputs, self.weight, self.bias + self.shift]
         if torch.is_autocast_enabled("cpu"):  # which does not look into a function of ours
             tensors = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
         geometry = (list(sides) for sides in (self.stride, self.padding, self.output_padding))
@@ -144,7 +150,7 @@ class ConvMirror(nn.Module):
 
     Args:
         trunk: The trunk to mirror; only its shapes are read.
-        project: From latents (B, D) to the trunk's features (B, F).
+        project: From latents (B, D) to the trunk's last maps, or to as many numbers.
         observation_shape: (C, H, W), to which the output is cropped where the trunk padded its input.
         centre: Added to the output. SAC-AE's decoder aims at images shifted to [-0.5, 0.5], ours at [0, 1].
     """
@@ -153,7 +159,6 @@ class ConvMirror(nn.Module):
         self, trunk: ConvTrunk, project: nn.Module, observation_shape: tuple[int, int, int], centre: float
     ) -> None:
         super().__init__()
-        self.centre = centre
         self.feature_shape = trunk.shapes[-1]
         self.output_size = observation_shape[1:]
         self.project = project
@@ -165,24 +170,25 @@ class ConvMirror(nn.Module):
                 target - ((side - 1) * stride - 2 * trunk.padding + trunk.kernel_size)
                 for target, side in zip(target_sides, sides, strict=True)
             ]
-            layers.append(
-                TransposedConv(
-                    in_channels,
-                    out_channels,
-                    trunk.kernel_size,
-                    stride,
-                    trunk.padding,
-                    output_padding=(output_padding[0], output_padding[1]),
-                )
+            conv = TransposedConv(
+                in_channels,
+                out_channels,
+                trunk.kernel_size,
+                stride,
+                trunk.padding,
+                output_padding=(output_padding[0], output_padding[1]),
             )
+            layers.append(conv)
             if index > 0:
                 layers += [*group_norm(out_channels, trunk.normalize), nn.ReLU(inplace=True)]
+            else:
+                conv.shift = centre  # in the bias, which costs nothing
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         features: Tensor = self.project(z).reshape(-1, *self.feature_shape)  # (B, F, h, w)
         images: Tensor = self.layers(features.contiguous(memory_format=torch.channels_last))
-        return crop_to(images, self.output_size) + self.centre
+        return crop_to(images, self.output_size)
 
 
 class WorldModelsDecoder(nn.Module):
@@ -255,19 +261,32 @@ class VectorMirror(nn.Module):
         return vectors
 
 
+class FlattenedLinear(nn.Linear):
+    """A linear layer on flattened features: (B, F) or maps (B, C, h, w) with F = C·h·w numbers → (B, D).
+
+    On maps it is computed as the convolution it is, whose kernel covers them, because their channels are last in memory
+    and flattening would copy them into another order.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.ndim == 2:
+            return super().forward(features)
+        return F.conv2d(features, self.weight.view(-1, *features.shape[1:]), self.bias).flatten(start_dim=1)
+
+
 class TanhProjection(nn.Module):
-    """Linear → LayerNorm → tanh: trunk features (B, F) to a latent (B, D) in [-1, 1] (SAC-AE, Appendix B.1)."""
+    """Linear → LayerNorm → tanh: trunk features to a latent (B, D) in [-1, 1] (SAC-AE, Appendix B.1)."""
 
     def __init__(self, in_features: int, latent_dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(in_features, latent_dim), nn.LayerNorm(latent_dim), nn.Tanh())
+        self.layers = nn.Sequential(FlattenedLinear(in_features, latent_dim), nn.LayerNorm(latent_dim), nn.Tanh())
 
     def forward(self, features: Tensor) -> DeterministicLatent:
         return DeterministicLatent(self.layers(features))
 
 
 class GaussianHead(nn.Module):
-    """Trunk features (B, F) to the mean and log-variance (B, D) of a Gaussian.
+    """Trunk features, (B, F) or maps, to the mean and log-variance (B, D) of a Gaussian.
 
     The log-variance is bounded smoothly to (-10, 10), ``10 tanh(x / 10)``, so that its exponential is finite in every
     precision and its gradient is never cut off (the code of NVAE, arXiv 2007.03898, does the same with 5).
@@ -288,7 +307,7 @@ class GaussianHead(nn.Module):
         self.logvar = nn.Linear(widths[-1], latent_dim)
 
     def forward(self, features: Tensor) -> GaussianLatent:
-        hidden = self.layers(features)
+        hidden = self.layers(features.flatten(start_dim=1))
         # losses exponentiate and subtract: what autocast rounded is not rounded further
         mu, logvar = (layer(hidden).to(self.mu.weight.dtype) for layer in (self.mu, self.logvar))
         return GaussianLatent(mu, self.LOGVAR_BOUND * torch.tanh(logvar / self.LOGVAR_BOUND))

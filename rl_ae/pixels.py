@@ -73,12 +73,13 @@ def dequantize(images: Tensor, bits: int, noise: Tensor | None = None) -> Tensor
         levels = torch.floor((images * 255.0).round_() / 2 ** (8 - bits))
     else:
         raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-    noise = uniform_noise(levels) if noise is None else noise.clone()
-    return noise.add_(levels).div_(float(2**bits))
+    width = 1.0 / 2**bits  # of a level
+    noise = uniform_noise(levels, width) if noise is None else width * noise
+    return noise.add_(levels, alpha=width)
 
 
-def uniform_noise(images: Tensor) -> Tensor:
-    """Noise in (0, 1) of the shape of images, ``float32``, uniform over the middles of 256 intervals.
+def uniform_noise(images: Tensor, width: float = 1.0) -> Tensor:
+    """Noise in (0, width) of the shape of images, ``float32``, uniform over the middles of 256 intervals.
 
     A byte a pixel, eight of which the generator returns at once: on a CPU a tenth of the time of ``torch.rand``, which
     fills the numbers one by one. Drawn from torch's global generator.
@@ -86,7 +87,8 @@ def uniform_noise(images: Tensor) -> Tensor:
     words = torch.empty(-(-images.numel() // 8), dtype=torch.int64, device=images.device).random_(-(2**63), None)
     layout = torch.empty_like(images).stride()  # without gaps
     bytes_of_pixels = words.view(torch.uint8).as_strided(images.shape, layout)
-    return torch.add(torch.tensor(0.5 / 256.0), bytes_of_pixels, alpha=1.0 / 256.0)
+    middle = torch.tensor(0.5 * width / 256.0, device=images.device)
+    return torch.add(middle, bytes_of_pixels, alpha=width / 256.0)
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:

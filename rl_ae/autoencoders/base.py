@@ -26,8 +26,8 @@ class Encoder(nn.Module):
     detached, through a head of its own.
 
     Args:
-        trunk: (B, C, H, W) → (B, F).
-        head: (B, F) → :class:`~rl_ae.latents.Latent`.
+        trunk: (B, C, H, W) → features: maps (B, F, h, w), or (B, F).
+        head: Features → :class:`~rl_ae.latents.Latent`.
         latent_dim: D, the width of the latent's ``mode``.
     """
 

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from rl_ae.autoencoders.base import Autoencoder, Encoder
 from rl_ae.configs import AEConfig
 from rl_ae.latents import DeterministicLatent
-from rl_ae.networks import ConvMirror, ConvTrunk, TanhProjection, VectorMirror, VectorTrunk, initialize
+from rl_ae.networks import (
+    ConvMirror,
+    ConvTrunk,
+    TanhProjection,
+    VectorMirror,
+    VectorTrunk,
+    initialize,
+)
 
 
 class DeterministicOutput(NamedTuple):
@@ -60,7 +67,7 @@ class ConvAutoencoder(DeterministicAutoencoder):
     @classmethod
     def make_decoder(cls, config: AEConfig, encoder: Encoder) -> nn.Module:
         assert isinstance(encoder.trunk, ConvTrunk)
-        project = nn.Sequential(nn.Linear(config.latent_dim, encoder.trunk.out_features), nn.ReLU())
+        project = nn.Sequential(nn.Linear(config.latent_dim, encoder.trunk.out_features), nn.ReLU(inplace=True))
         decoder = ConvMirror(encoder.trunk, project, cls.image_shape(config), config.output_centre)
         decoder.apply(initialize)
         return decoder

@@ -203,7 +203,7 @@ class FSQVAE(QuantizedAutoencoder):
 
 
 class ToGrid(nn.Module):
-    """A trunk's features (B, F) to maps (B, D, h, w): a 1×1 convolution, or a linear layer for vectors.
+    """A trunk's features to maps (B, D, h, w): a 1×1 convolution, or a linear layer for vectors (B, F).
 
     Args:
         trunk: The trunk in front.
@@ -213,11 +213,9 @@ class ToGrid(nn.Module):
 
     def __init__(self, trunk: ConvTrunk | VectorTrunk, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.layers: nn.Sequential
+        self.layers: nn.Module
         if isinstance(trunk, ConvTrunk):
-            self.layers = nn.Sequential(
-                nn.Unflatten(1, trunk.shapes[-1]), nn.Conv2d(trunk.shapes[-1][0], channels, kernel_size=1)
-            )
+            self.layers = nn.Conv2d(trunk.shapes[-1][0], channels, kernel_size=1)
         else:
             self.layers = nn.Sequential(
                 nn.Linear(trunk.out_features, channels * math.prod(grid)), nn.Unflatten(1, (channels, *grid))
@@ -234,7 +232,7 @@ _SHARED_DIMENSIONS: dict[int, tuple[int, ...]] = {2: (1, 2, 3), 3: (1,), 4: ()}
 
 
 class StochasticHead(nn.Module):
-    """SQ-VAE's head: features (B, F) to a :class:`~rl_ae.latents.StochasticLatent`.
+    """SQ-VAE's head: features to a :class:`~rl_ae.latents.StochasticLatent`.
 
     The variance is ``exp(v) + exp(s)`` with a learned scalar s and, where it depends on the input, v from the trunk.
 

@@ -74,7 +74,7 @@ class Encoding(NamedTuple):
     """Observations below the encoders' trunks and heads.
 
     Attributes:
-        features: What the trunks returned, (B, F) by name.
+        features: What the trunks returned, by name: maps (B, F, h, w), or (B, F).
         latents: A :class:`~rl_ae.latents.Latent` of each encoder by name.
     """
 

@@ -171,7 +171,7 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         return self.head(self.trunk(observations))
 
     def trunk(self, observations: Observations) -> dict[str, Tensor]:
-        """Observations with images in [0, 1] to what the heads read, by name: (B, F) each."""
+        """Observations with images in [0, 1] to what the heads read, by name: maps (B, F, h, w), or (B, F)."""
         parts = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
         features = {}
         for name in self.views:
