@@ -41,8 +41,8 @@ RESULTS = Path(__file__).parent / "results" / "throughput"
 
 ACTIONS = 6
 N_STACK = 3
-#: Transitions in the replay buffers: sampling is the same from more of them.
-TRANSITIONS = 400
+#: Transitions in the replay buffers, as many as the largest batch at least: sampling is the same from more of them.
+TRANSITIONS = 600
 #: Updates between two looks at the clock: actor and targets take part in every second one.
 UPDATES = 2
 #: The environment of whole runs.
