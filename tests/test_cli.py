@@ -212,7 +212,7 @@ def test_resuming_needs_only_what_names_the_run(tmp_path):
         (["train", "--env", "Pendulum-v1", "--autoencoder", "nae"], r"unknown autoencoder 'nae', expected one of"),
         (
             ["train", "--preset", "penduluum"],
-            r"unknown preset 'penduluum', expected one of \['pendulum', 'pendulum_td3'\]",
+            r"unknown preset 'penduluum', expected one of \['cartpole_swingup', 'pendulum', 'pendulum_td3'\]",
         ),
         (["train", "--env", "Pendulum-v1", "--size", "4", "4"], "size must be at least 8×8, got 4×4"),
         (["evaluate", "nowhere"], "nowhere is not a run: it has no config.json"),
@@ -251,11 +251,11 @@ def test_configs_survive_json():
 
 def test_a_nan_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     def poisoned(self, batch, noise=None):
-        metrics = update(self, batch, noise)
+        metrics = train_on(self, batch, noise)
         return metrics | {"critic_loss": metrics["critic_loss"] * float("nan")} if self._n_updates > 40 else metrics
 
-    update = SACAE.update
-    monkeypatch.setattr("rl_ae.sb3.sac_ae.SACAE.update", poisoned)
+    train_on = SACAE.train_on
+    monkeypatch.setattr("rl_ae.sb3.sac_ae.SACAE.train_on", poisoned)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="critic_loss is nan at update 41"):
         cli.main([*TRAIN, "--steps", "100", "--run", "run"])

@@ -59,7 +59,7 @@ class QuantizedAutoencoder(Autoencoder):
     @classmethod
     @abstractmethod
     def make_head(cls, config: Any, trunk: ConvTrunk | VectorTrunk, grid: tuple[int, int]) -> nn.Module:
-        """From the trunk's features (B, F) to a latent on a grid (h, w)."""
+        """From the trunk's features to a latent on a grid (h, w)."""
 
     @staticmethod
     @abstractmethod
@@ -262,7 +262,7 @@ class StochasticHead(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """VQ-VAE's head: features (B, F) to the nearest codes, a :class:`~rl_ae.latents.QuantizedLatent`.
+    """VQ-VAE's head: features to the nearest codes, a :class:`~rl_ae.latents.QuantizedLatent`.
 
     Args:
         trunk: The trunk in front.
@@ -308,7 +308,7 @@ class VectorQuantizer(nn.Module):
 
 
 class ScalarQuantizer(nn.Module):
-    """FSQ's head: features (B, F) to rounded coordinates, a :class:`~rl_ae.latents.QuantizedLatent`.
+    """FSQ's head: features to rounded coordinates, a :class:`~rl_ae.latents.QuantizedLatent`.
 
     Args:
         trunk: The trunk in front.

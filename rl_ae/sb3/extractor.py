@@ -75,7 +75,7 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         return cast(Encoder, only(self.encoders))
 
     def replace_heads(self, heads: Mapping[str, nn.Module], features_dim: int) -> None:
-        """Read the trunks through other heads, each (B, F) to a latent of ``features_dim``; other parts stay."""
+        """Read the trunks through other heads, each from features to a latent of ``features_dim``; other parts stay."""
         for name, head in heads.items():
             encoder = cast(Encoder, self.encoders[name])
             self._features_dim += features_dim - encoder.latent_dim
