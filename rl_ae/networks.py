@@ -264,13 +264,16 @@ class VectorMirror(nn.Module):
 class FlattenedLinear(nn.Linear):
     """A linear layer on flattened features: (B, F) or maps (B, C, h, w) with F = C·h·w numbers → (B, D).
 
-    On maps it is computed as the convolution it is, whose kernel covers them, because their channels are last in memory
-    and flattening would copy them into another order.
+    On batches of maps it is computed as the convolution it is, whose kernel covers them, because their channels are
+    last in memory and flattening would copy them into another order. Of few maps the copy is cheaper than the kernel's.
     """
 
+    #: From how many maps on.
+    LARGE_BATCH = 32
+
     def forward(self, features: Tensor) -> Tensor:
-        if features.ndim == 2:
-            return super().forward(features)
+        if features.ndim == 2 or len(features) < self.LARGE_BATCH:
+            return super().forward(features.flatten(start_dim=1))
         return F.conv2d(features, self.weight.view(-1, *features.shape[1:]), self.bias).flatten(start_dim=1)
 
 

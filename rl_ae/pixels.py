@@ -87,7 +87,7 @@ def uniform_noise(images: Tensor, width: float = 1.0) -> Tensor:
     words = torch.empty(-(-images.numel() // 8), dtype=torch.int64, device=images.device).random_(-(2**63), None)
     layout = torch.empty_like(images).stride()  # without gaps
     bytes_of_pixels = words.view(torch.uint8).as_strided(images.shape, layout)
-    middle = torch.tensor(0.5 * width / 256.0, device=images.device)
+    middle = torch.full((), 0.5 * width / 256.0, device=images.device)
     return torch.add(middle, bytes_of_pixels, alpha=width / 256.0)
 
 

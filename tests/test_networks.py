@@ -6,6 +6,7 @@ from torch import nn
 
 from rl_ae import ConvConfig, RAEConfig, create_autoencoder
 from rl_ae.networks import (
+    FlattenedLinear,
     TransposedConv,
     group_norm,
     initialize,
@@ -110,6 +111,21 @@ def test_transposed_convolutions_are_torchs(inputs, outputs, kernel, stride, pad
         result = layer(leaf)
         result.backward(torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view_as(result))
         results.append([result, leaf.grad, layer.weight.grad, layer.bias.grad])
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, FlattenedLinear.LARGE_BATCH - 1, FlattenedLinear.LARGE_BATCH])
+def test_flattened_linear_layers_are_linear_layers_of_what_is_flattened(batch):
+    ours, theirs = FlattenedLinear(3 * 4 * 5, 6).double(), nn.Linear(60, 6).double()
+    ours.load_state_dict(theirs.state_dict())
+    maps = torch.randn(batch, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    results = []
+    for layer, inputs in ((ours, maps.clone()), (theirs, maps.flatten(1))):
+        inputs.requires_grad_()
+        result = layer(inputs)
+        result.square().sum().backward()
+        results.append([result, inputs.grad.reshape(batch, -1), layer.weight.grad, layer.bias.grad])
     for own, expected in zip(*results, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
 

@@ -1,7 +1,10 @@
 """Modes of an update: what is encoded how often, in which type, and what is compiled."""
 
+import functools
+import json
 import math
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -150,12 +153,84 @@ def test_both_gradients_of_a_fused_update_are_logged():
     assert "gradient_cosine" not in agent._step_jointly(batch, target)[1]
 
 
-def test_a_frozen_encoder_learns_nothing_in_the_fused_update():
-    agent = make_agent(update="fused", freeze_encoder=True)
+def test_the_logged_gradient_of_a_weightless_loss_is_zero():
+    """With a sampled latent too: both losses are looked at under the same noise, which the update draws again."""
+    agent = make_agent(
+        update="fused",
+        autoencoder="vae",
+        representation_weight=0.0,
+        precision="fp32",
+        policy_kwargs={"net_arch": [16], "critic_latent": "sample"},
+    ).learn(21)
+    agent.learner.step = 0
+    batch = sample(agent)
+    target = agent._target_q_values(batch, None)
+    torch.manual_seed(1)
+    metrics = agent._step_jointly(batch, target)[1]
+    after = torch.get_rng_state()
+    assert metrics["td_gradient_norm"] > 0.0
+    assert metrics["ae_gradient_norm"] < 1e-5 * metrics["td_gradient_norm"]
+    torch.manual_seed(1)
+    agent._step_jointly(batch, target)  # without a look
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@AGENTS
+def test_an_actor_of_the_latent_reads_the_one_that_was_encoded(algorithm):
+    agent = make_agent(algorithm, policy_kwargs={"net_arch": [16], "actor_input": "latent"}, precision="fp32").learn(21)
+    encoding = agent._encode(sample(agent).observations)
+    with torch.no_grad():  # as a step does
+        for parameter in agent.critic.features_extractor.encoder.head.parameters():
+            parameter.add_(1.0)
+    latent = agent._actor_latent(encoding)
+    assert torch.equal(latent, encoding.latents["observation"].mode) and not latent.requires_grad
+
+
+def test_frames_of_zeros_and_ones_are_seen_alike_when_acting_and_updating():
+    agent = make_agent(env=DotEnv(high=1)).learn(21)
+    batch = sample(agent)
+    assert batch.observations.max() == 1.0 and batch.targets.max() > 31 / 32
+    seen = []
+    agent.critic.features_extractor.encoder.trunk.register_forward_hook(
+        lambda m, inputs, o: seen.append(inputs[0].max())
+    )
+    agent.predict(DotEnv(high=1).reset(seed=0)[0])
+    assert seen == [1.0]
+
+
+def test_agents_saved_before_there_were_modes_go_on_as_in_the_paper(tmp_path):
+    agent = make_agent(precision="fp32")
+    assert agent.resolved_update == "fused"
+    agent.save(tmp_path / "new")
+    with zipfile.ZipFile(tmp_path / "new.zip") as new, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "data":
+                data = json.loads(content)
+                del data["update"]
+                content = json.dumps(data)
+            old.writestr(name, content)
+    assert SACAE.load(tmp_path / "new").resolved_update == "fused"
+    assert SACAE.load(tmp_path / "old").resolved_update == "paper"
+    assert SACAE.load(tmp_path / "old", update="fused").resolved_update == "fused"
+
+
+def test_another_form_of_adam_can_be_chosen():
+    agent = make_agent(policy_kwargs={"net_arch": [16], "optimizer_kwargs": {"foreach": True}}).learn(22)
+    assert agent.critic.optimizer.defaults["foreach"] and not agent.critic.optimizer.defaults["fused"]
+    assert make_agent().critic.optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("update", ["paper", "fused"])
+def test_a_frozen_encoder_encodes_once_and_learns_nothing(update):
+    agent = make_agent(update=update, freeze_encoder=True)
+    calls = []
+    agent.critic.features_extractor.encoder.trunk.register_forward_hook(lambda *args: calls.append(1))
     before = [parameter.clone() for parameter in agent.policy.autoencoders.parameters()]
     agent.learn(30)
     after = list(agent.policy.autoencoders.parameters())
     assert agent._n_updates == 10 and agent.learner.step == 0
+    assert len(calls) == 10 + 2 * 10  # acting; observations and next ones
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
@@ -228,6 +303,30 @@ def test_compiled_networks_learn_the_same(tmp_path):
     assert (
         SACAE.load(tmp_path / "agent", compile=False).policy.state_dict().keys() == agents[0].policy.state_dict().keys()
     )
+
+
+@pytest.mark.filterwarnings("default")
+def test_every_network_is_compiled(monkeypatch):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    agent = make_agent(compile=True)
+    del graphs[:]  # the trial's
+    with torch.no_grad():
+        batch = sample(agent.learn(20))
+        for network in agent._networks():
+            done = len(graphs)
+            width = next(network.parameters()).shape
+            inputs = batch.observations.float() if len(width) == 4 and width[1] == 3 else None
+            if inputs is None:
+                wide = agent.critic.features_extractor.encoder.trunk.out_features
+                inputs = torch.zeros(8, agent.policy.autoencoder.latent_dim if hasattr(network, "project") else wide)
+            network(inputs)
+            assert len(graphs) > done, network
 
 
 def test_without_a_compiler_networks_run_as_they_are(monkeypatch):

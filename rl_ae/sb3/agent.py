@@ -93,7 +93,7 @@ class NonFiniteError(FloatingPointError):
 class AutoencoderAgent(OffPolicyAlgorithm):
     """An off-policy agent with jointly trained autoencoders; :class:`~rl_ae.sb3.SACAE`, :class:`~rl_ae.sb3.TD3AE`.
 
-    A subclass names it before Stable-Baselines3's algorithm among its bases, and writes :meth:`update`.
+    A subclass names it before Stable-Baselines3's algorithm among its bases, and writes :meth:`train_on`.
 
     Args:
         policy: A name among the subclass's ``policy_aliases``, or a class.
@@ -107,7 +107,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         update: One of :data:`UPDATES`.
         representation_weight: Of the representation loss in the fused update.
         precision: One of :data:`~rl_ae.precision.PRECISIONS`.
-        compile: Compile the networks, see :func:`~rl_ae.compilation.compile_networks`.
+        compile: Compile trunks, heads and decoders, see :func:`~rl_ae.compilation.compile_networks`.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss.
         diagnostics_interval: Steps of the representation loss between two looks at gradients and latents.
@@ -237,9 +237,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         return learners[OBSERVATION]
 
     def _networks(self) -> Iterator[nn.Module]:
-        """Those whose passes make an update."""
+        """Those that are compiled: where the arithmetic is."""
         for critic in (self.critic, self.critic_target):
-            yield from critic.q_networks
             for encoder in critic.features_extractor.encoders.values():
                 yield from (cast(Encoder, encoder).trunk, cast(Encoder, encoder).head)
         for autoencoder in self.policy.autoencoders.values():
@@ -413,7 +412,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         if self.resolved_update == "fused" and reconstruct:
             return self._step_jointly(batch, target_q_values)
         encoding, metrics = self._step_critic(batch, target_q_values)
-        if self.resolved_update == "paper" and (act or reconstruct):
+        if self.resolved_update == "paper" and (act or reconstruct) and not self.freeze_encoder:
             with torch.set_grad_enabled(reconstruct):
                 encoding = self._encode(batch.observations)
         return encoding, metrics
@@ -447,8 +446,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         diagnose = self.learner.step % self.diagnostics_interval == 0
         trunk = list(self._trunk_parameters())
         td_gradients: Sequence[Tensor | None] = []
-        if diagnose:  # with a forward pass of its own, because compiled networks keep no graph
-            alone = self._critic_loss(self._encode(batch.observations), batch.actions, target_q_values)[0]
+        if diagnose:  # with a forward pass of its own, because compiled networks keep no graph, and the same noise
+            with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
+                alone = self._critic_loss(self._encode(batch.observations), batch.actions, target_q_values)[0]
             td_gradients = torch.autograd.grad(alone, trunk, allow_unused=True)
 
         encoding = self._encode(batch.observations)
@@ -494,6 +494,16 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         n_data = max(self.replay_buffer.size() * self.n_envs, len(batch.actions))
         latents = encoding.latents if isinstance(self.learner, DictLearner) else encoding.latents[OBSERVATION]
         return batch.observations, batch.targets, n_data, latents
+
+    def _actor_latent(self, encoding: Encoding) -> Tensor:
+        """What the actor's networks read, (B, D), of an encoding; no gradient reaches the encoder."""
+        if self.policy.actor_input == "latent":
+            return self._critic_latent(encoding)
+        return self.policy.actor_latent(encoding.detach_features())
+
+    def _critic_latent(self, encoding: Encoding) -> Tensor:
+        """The latents' modes (B, D), detached."""
+        return self.critic.features_extractor.join(*encoding).detach()
 
     def _step_actor(self, loss: Tensor) -> dict[str, Tensor]:
         self.actor.optimizer.zero_grad()
@@ -608,7 +618,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             ValueError: If the file is damaged, not an agent of this class, or of another autoencoder or policy than the
                 arguments say.
         """
-        _check_archive(path, cls.__name__, cls.archive_mark)
+        attributes = _check_archive(path, cls.__name__, cls.archive_mark)
+        if attributes and "update" not in attributes:  # saved when there was one kind
+            kwargs.setdefault("update", "paper")
         try:
             return super().load(path, *args, **kwargs)
         except RuntimeError as error:
@@ -657,14 +669,14 @@ def _progress_bars(callback: BaseCallback) -> Iterator[Any]:
             yield from _progress_bars(child)
 
 
-def _check_archive(path: str | Path | io.BufferedIOBase, name: str, mark: str) -> None:
-    """Refuse a file that Stable-Baselines3 would fail on halfway, or another algorithm's."""
+def _check_archive(path: str | Path | io.BufferedIOBase, name: str, mark: str) -> dict[str, Any]:
+    """What is saved; refuses a file that Stable-Baselines3 would fail on halfway, or another algorithm's."""
     file: Any = path
     if isinstance(path, str | Path):
         # SB3 adds the suffix itself, and reports a missing file well
         file = Path(path) if Path(path).exists() else Path(f"{path}.zip")
         if not file.exists():
-            return
+            return {}
     expected = {"data", "policy.pth", "learner.pth", "generators.pth"}
     try:
         with zipfile.ZipFile(file) as archive:
@@ -682,3 +694,4 @@ def _check_archive(path: str | Path | io.BufferedIOBase, name: str, mark: str) -
         raise ValueError(f"{path} is damaged: {damaged} fails its checksum")
     if mark not in attributes:
         raise ValueError(f"{path} is not a saved {name} agent: it has no {mark}, load it with the class that saved it")
+    return cast(dict[str, Any], attributes)

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -134,7 +133,7 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
     def takes_frames(self, name: str) -> bool:
         """Whether a part is encoded from ``uint8`` frames in [0, 255]."""
         view = self.views[name]
-        return view.is_image and view.space.dtype == np.uint8 and getattr(self, f"{name}_low") is None
+        return view.is_image and is_image_space(view.space)
 
     def scale(self, observations: Observations) -> Observations:
         """Bring images with bounds of their own to [0, 1], and everything that is no image to vectors (B, N)."""

@@ -323,7 +323,10 @@ class AutoencoderPolicy(BasePolicy):
 
     def _make_optimizer(self, groups: Sequence[Iterable[nn.Parameter]], lr_schedule: Schedule) -> torch.optim.Optimizer:
         groups_of_parameters = [{"params": list(group)} for group in groups]
-        make = Adam if self.optimizer_class is torch.optim.Adam else self.optimizer_class
+        fusible = self.optimizer_class is torch.optim.Adam and not {"foreach", "differentiable"} & set(
+            self.optimizer_kwargs
+        )
+        make = Adam if fusible else self.optimizer_class
         return make(groups_of_parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     @abstractmethod

@@ -54,7 +54,7 @@ class AgentConfig:
         update: paper; fused: one step for critic and representation together; auto: fused where tanh bounds the latent.
         representation_weight: Of the representation loss in the fused update.
         precision: fp32, bf16, or auto: bf16 where the device has instructions for it.
-        compile: Compile the networks.
+        compile: Compile trunks, heads and decoders.
     """
 
     autoencoder: str | None = None

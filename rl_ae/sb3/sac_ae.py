@@ -68,16 +68,18 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         update: ``"paper"`` makes the paper's update: the critic's loss, the actor's and the representation's each have
             a step of their own. ``"fused"`` sums the critic's loss and the representation's and makes one step on both
             by the critic's optimizer, in the encoder too, so that their sizes weigh against each other, and the actor
-            reads what the encoder returned before the step; the config's ``encoder_learning_rate`` has no effect.
+            reads what the encoder returned before the step; ``autoencoder_learning_rate`` and the config's rates are
+            the decoder's alone.
             ``"auto"``: ``"fused"`` where tanh bounds the latent (``ae``, ``rae``, ``rae_compact``), else ``"paper"``.
         representation_weight: Of the representation loss in the fused update; in the paper's Adam takes no notice.
         precision: ``"fp32"``, ``"bf16"``: convolutions and matrix products in bfloat16, or ``"auto"``: ``"bf16"`` where
             the device has instructions for it.
-        compile: Compile the networks with ``torch.compile``, which takes a minute or two at first.
+        compile: Compile trunks, heads and decoders with ``torch.compile``, which takes a minute or two at first.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss: of a saved autoencoder, say.
         diagnostics_interval: Steps of the representation loss between two looks at it: the norms of both losses'
-            gradients at the trunk and the cosine between them, and :func:`~rl_ae.diagnostics.describe_autoencoder`.
+            gradients at the trunk (in the fused update the representation's with its weight) and the cosine between
+            them, and :func:`~rl_ae.diagnostics.describe_autoencoder`.
 
     Raises:
         ValueError: If observations are not images of at least 8×8 pixels, actions are not a ``Box``, the autoencoder's
@@ -253,10 +255,9 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         return batch.rewards + (1.0 - batch.dones) * batch.discounts * next_values
 
     def _update_actor_and_temperature(self, encoding: Encoding, noise: Tensor | None) -> dict[str, Tensor]:
-        features = encoding.detach_features()
-        latent = self.critic.features_extractor.join(features, encoding.latents).detach()
+        latent = self._critic_latent(encoding)
         with self._autocast():
-            actions, log_prob = self.actor.sample(self.policy.actor_latent(features), noise)
+            actions, log_prob = self.actor.sample(self._actor_latent(encoding), noise)
             q_values = self.critic.frozen_q_values(latent, actions).to(log_prob.dtype)
         actor_loss = (self._temperature() * log_prob - q_values.min(dim=1, keepdim=True).values).mean()
         metrics = {**self._step_actor(actor_loss), "ent_coef": self._temperature().mean()}

@@ -49,7 +49,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         update: ``"paper"``, ``"fused"`` or ``"auto"``.
         representation_weight: Of the representation loss in the fused update.
         precision: ``"fp32"``, ``"bf16"`` or ``"auto"``.
-        compile: Compile the networks.
+        compile: Compile trunks, heads and decoders.
         representation_loss: Instead of the autoencoder's own.
         freeze_encoder: Train neither encoder nor decoder.
         diagnostics_interval: Steps of the representation loss between two looks at it.
@@ -221,10 +221,9 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         return (actions + (self.target_policy_noise * noise).clamp(-clip, clip)).clamp(-1.0, 1.0)
 
     def _update_actor(self, encoding: Encoding) -> dict[str, Tensor]:
-        features = encoding.detach_features()
-        latent = self.critic.features_extractor.join(features, encoding.latents).detach()
+        latent = self._critic_latent(encoding)
         with self._autocast():
-            actions = self.actor.act(self.policy.actor_latent(features))
+            actions = self.actor.act(self._actor_latent(encoding))
             q_values = self.critic.frozen_q_values(latent, actions, critics=1).to(actions.dtype)
         return self._step_actor(-q_values.mean())
 
