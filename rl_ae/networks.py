@@ -272,7 +272,8 @@ class FlattenedLinear(nn.Linear):
     LARGE_BATCH = 32
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.ndim == 2 or len(features) < self.LARGE_BATCH:
+        # an exported or compiled graph is to hold for batches of any size
+        if features.ndim == 2 or torch.compiler.is_compiling() or len(features) < self.LARGE_BATCH:
             return super().forward(features.flatten(start_dim=1))
         return F.conv2d(features, self.weight.view(-1, *features.shape[1:]), self.bias).flatten(start_dim=1)
 
