@@ -165,7 +165,7 @@ def plot(arguments: Arguments, records: list[dict[str, Any]]) -> None:
         curves = [read_finished(arguments, record) for record in records if record["mode"] == mode]
         for rows in curves:
             axes.plot([r["step"] for r in rows], [r["return"] for r in rows], color=f"C{index}", lw=0.8, alpha=0.4)
-        steps = np.linspace(0, max(rows[-1]["step"] for rows in curves), 41)[1:]
+        steps = np.linspace(0, max(rows[-1]["step"] for rows in curves), 21)[1:]
         smooth = [
             [np.mean([r["return"] for r in rows if step - steps[0] < r["step"] <= step] or [np.nan]) for step in steps]
             for rows in curves

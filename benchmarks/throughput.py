@@ -394,7 +394,9 @@ def main() -> None:
         runs = {name: run(arguments.steps) for name, run in tqdm(RUNS.items(), "whole runs", disable=None)}
     text = "\n\n".join([update_table(seconds, memory), *([run_table(runs)] if runs else [])])
     summary = {
-        "command": f"python -m benchmarks.throughput {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.throughput {' '.join(sys.argv[1:])}".strip().replace(
+            str(arguments.reference), "CHECKOUT"
+        ),
         **describe_machine(),
         "seconds": seconds,
         "bytes": memory,
