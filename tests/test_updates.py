@@ -60,7 +60,7 @@ def test_unknown_modes_are_refused_with_the_known_ones(algorithm):
     ("autoencoder", "mode"), [("rae", "fused"), ("ae", "fused"), ("vae", "paper"), ("fsq", "paper")]
 )
 def test_auto_is_fused_where_tanh_bounds_the_latent(algorithm, autoencoder, mode, tmp_path):
-    agent = make_agent(algorithm, autoencoder=autoencoder)
+    agent = make_agent(algorithm, autoencoder=autoencoder, update="auto")
     assert (agent.update, agent.resolved_update) == ("auto", mode)
     agent.save(tmp_path / "agent")
     other = {"paper": "fused", "fused": "paper"}[mode]
