@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.records import describe_machine, write_json
+from benchmarks.records import write_json
+from rl_ae import precision
+from rl_ae.provenance import describe_machine
 from rl_ae.sb3.callbacks import read_curve
 from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.runs import Run
@@ -188,6 +191,9 @@ def read_finished(arguments: Arguments, record: dict[str, Any]) -> list[dict[str
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
+    in_bf16 = [mode for mode in arguments.modes if "bf16" in mode]
+    if in_bf16 and not arguments.report and not precision.has_fast_bf16(torch.device("cpu")):
+        raise SystemExit(f"this processor has no bfloat16 instructions: {in_bf16} would compute in fp32")
     path = arguments.results / arguments.task / "summary.json"
     known = json.loads(path.read_text())["runs"] if path.exists() else []
     by_run = {(record["mode"], record["seed"]): record for record in known}

@@ -1,22 +1,16 @@
-"""Records: how the scripts here write down what they measured, and where."""
+"""Records: how the scripts here write down what they measured."""
 
 import csv
 import json
 import multiprocessing
-import os
-import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rl_ae.sb3.pictures import write_atomically
-
-_PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -34,23 +28,6 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str
             writer.writerows(rows)
 
     write_atomically(path, write)
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads, GPU and versions."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    return {
-        "processor": processor,
-        "capabilities": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-    }
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.records import describe_machine, write_json
-from benchmarks.throughput import BATCH_SIZE, EDGE, N_STACK, TRANSITIONS, Images, fill, make_unfused
+from benchmarks.records import write_json
+from benchmarks.throughput import BATCH_SIZE, EDGE, N_STACK, TRANSITIONS, Images, fill, make_unfused, measurable
+from rl_ae.provenance import describe_machine
 from rl_ae.sb3 import SACAE, FrameReplayBuffer
 from rl_ae.sb3.pictures import write_atomically
 
@@ -89,7 +90,7 @@ def measure_ceilings(rounds: int) -> dict[str, dict[str, float]]:
     copy = torch.empty_like(numbers)
     memory = 2 * numbers.nbytes / median_seconds(lambda: copy.copy_(numbers), rounds)
     ceilings = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in measurable(DTYPES).items():
         best = 0.0
         for edge in (41, 39, 37):  # the trunk's own sizes
             images = torch.randn(BATCH_SIZE, 32, edge, edge).to(dtype, memory_format=torch.channels_last)
@@ -200,7 +201,7 @@ def main() -> None:
             part: measure_part(function, share, ceilings[mode["precision"]], arguments.rounds)
             for part, (function, share) in make_parts(**mode).items()
         }
-        for name, mode in MODES.items()
+        for name, mode in measurable(MODES).items()
     }
     update = make_unfused(EDGE, BATCH_SIZE)
     # two calls: the actor takes part in every second one

@@ -15,9 +15,9 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -32,8 +32,10 @@ from tqdm import tqdm
 
 from benchmarks.official_parity import import_official, make_official
 from benchmarks.paper_transcription import PaperSACAE, sample
-from benchmarks.records import describe_machine, in_new_process, quartiles, write_json
+from benchmarks.records import in_new_process, quartiles, write_json
+from rl_ae import precision
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.provenance import describe_machine
 from rl_ae.sb3 import SACAE, TD3AE, FrameReplayBuffer
 from rl_ae.sb3.pictures import write_atomically
 
@@ -172,6 +174,8 @@ def make_agent(algorithm: type[OffPolicyAlgorithm], edge: int, batch_size: int, 
     return lambda: agent.train(gradient_steps=1, batch_size=batch_size)
 
 
+Subject = TypeVar("Subject")
+
 #: Who is compared: name → maker of an update from image size and batch size.
 SUBJECTS: dict[str, Callable[[int, int], Update]] = {
     UNFUSED: make_unfused,
@@ -188,15 +192,23 @@ COMPILED: dict[str, Callable[[int, int], Update]] = {
     "SACAE fused bf16, compiled": functools.partial(make_agent, SACAE, update="fused", precision="bf16", compile=True),
     "TD3AE fused bf16, compiled": functools.partial(make_agent, TD3AE, update="fused", precision="bf16", compile=True),
 }
+
+
+def measurable(table: Mapping[str, Subject]) -> dict[str, Subject]:
+    """What this processor can measure: without instructions for bfloat16 those in it would compute in fp32."""
+    fast = precision.has_fast_bf16(torch.device("cpu"))
+    return {name: subject for name, subject in table.items() if fast or "bf16" not in name}
+
+
 #: Those whose growth is drawn.
 GROWING = (UNFUSED, "SACAE paper fp32", "SACAE fused fp32", "SACAE fused bf16", "SB3 SAC")
 
 
 def subjects(arguments: Arguments) -> dict[str, Callable[[int, int], Update]]:
     """All that are compared, the authors' code among them if there is a checkout."""
-    chosen = dict(SUBJECTS)
+    chosen = measurable(SUBJECTS)
     if arguments.compile:
-        chosen |= COMPILED
+        chosen |= measurable(COMPILED)
     if arguments.reference is not None:
         chosen[OFFICIAL] = functools.partial(make_authors, arguments.reference)
     return chosen
@@ -380,7 +392,7 @@ def main() -> None:
     makers = subjects(arguments)
     seconds = time_updates(makers, EDGE, BATCH_SIZE, arguments.rounds)
     memory = {name: in_new_process(measure_memory, name, arguments) for name in tqdm(makers, "memory", disable=None)}
-    growing = {name: makers[name] for name in GROWING}
+    growing = {name: makers[name] for name in GROWING if name in makers}
     growth = {
         f"batch size, {EDGE}×{EDGE}×9": {
             str(size): time_updates(growing, EDGE, size, arguments.sweep_rounds) for size in arguments.batches
@@ -391,7 +403,7 @@ def main() -> None:
     }
     runs = {}
     if arguments.steps > 0:
-        runs = {name: run(arguments.steps) for name, run in tqdm(RUNS.items(), "whole runs", disable=None)}
+        runs = {name: run(arguments.steps) for name, run in tqdm(measurable(RUNS).items(), "whole runs", disable=None)}
     text = "\n\n".join([update_table(seconds, memory), *([run_table(runs)] if runs else [])])
     summary = {
         "command": f"python -m benchmarks.throughput {' '.join(sys.argv[1:])}".strip().replace(

@@ -41,11 +41,14 @@ def evaluate(
     print(
         f"return over {episodes} episodes: "
         f"random policy {record['random_mean_return']:.1f} ± {record['random_std_return']:.1f} → "
-        f"trained policy {record['mean_return']:.1f} ± {record['std_return']:.1f}\n"
-        f"reconstruction: {record['psnr']:.1f} dB PSNR; "
-        f"the mean frame, a blind baseline, reaches {record['mean_frame_psnr']:.1f} dB\n"
-        f"{run}:"
+        f"trained policy {record['mean_return']:.1f} ± {record['std_return']:.1f}"
     )
+    if record["psnr"] is not None:
+        print(
+            f"reconstruction: {record['psnr']:.1f} dB PSNR; "
+            f"the mean frame, a blind baseline, reaches {record['mean_frame_psnr']:.1f} dB"
+        )
+    print(f"{run}:")
     for path in sorted(run.iterdir()):
         print(f"  {path.name}{'/' if path.is_dir() else ''}")
 

@@ -1,4 +1,4 @@
-"""Pixels: the one place where frames are scaled, quantised, padded and cropped.
+"""Pixels: the one place where frames are scaled, quantised, shifted, padded and cropped.
 
 Everything above this module sees float images in [0, 1] of shape (B, C, H, W).
 """
@@ -89,6 +89,34 @@ def uniform_noise(images: Tensor, width: float = 1.0) -> Tensor:
     bytes_of_pixels = words.view(torch.uint8).as_strided(images.shape, layout)
     middle = torch.full((), 0.5 * width / 256.0, device=images.device)
     return torch.add(middle, bytes_of_pixels, alpha=width / 256.0)
+
+
+def random_shift(images: Tensor, pixels: int, offsets: Tensor | None = None) -> Tensor:
+    """Move every image by a number of pixels of its own; what comes in at a border repeats it.
+
+    The augmentation of DrQ (arXiv 2004.13649, section 3.1): replicated padding and a random crop, of all stacked frames
+    alike.
+
+    Args:
+        images: (B, C, H, W), of any type.
+        pixels: Largest shift up, down, left and right, ≥ 0.
+        offsets: (B, 2) integers, rows and columns that the images move up and left, from -``pixels`` to ``pixels``;
+            uniform draws of torch's global generator if omitted.
+
+    Returns:
+        The same shape and type; in memory with the channels last.
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+    if offsets is None:
+        offsets = torch.randint(-pixels, pixels + 1, (batch, 2), device=device)
+    rows = (offsets[:, :1] + torch.arange(height, device=device)).clamp(0, height - 1)  # (B, H)
+    columns = (offsets[:, 1:] + torch.arange(width, device=device)).clamp(0, width - 1)  # (B, W)
+    first = torch.arange(batch, device=device)[:, None] * height
+    # a pixel with all its channels is a row of a matrix: half the time of indexing the images, and no copy for padding
+    sources = ((first + rows) * width)[:, :, None] + columns[:, None, :]  # (B, H, W)
+    last = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, channels)
+    return last.index_select(0, sources.flatten()).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rl_ae import precision
+
 torch.set_num_threads(1)
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
@@ -56,6 +58,12 @@ def step_representation(agent, batch):
 @pytest.fixture
 def dot_env():
     return DotEnv()
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    """bfloat16 on every processor: where it has no instructions for it the arithmetic is the same, and slow."""
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -149,6 +149,7 @@ def test_the_streams_of_the_memory_benchmark_are_stacks(n_envs):
     assert (steps[4][0][:, :6] == 0).all()
 
 
+@pytest.mark.usefixtures("bf16")
 def test_throughput_compares_updates_memory_and_whole_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(throughput, "in_new_process", lambda measure, *arguments: measure(*arguments))
     monkeypatch.setattr(throughput, "EDGE", 36)
@@ -194,6 +195,7 @@ def test_a_part_that_calls_another_is_not_counted_twice():
     assert clock.seconds == {"outer": 5.0, "inner": 4.0}
 
 
+@pytest.mark.usefixtures("bf16")
 def test_roofline_counts_and_times_every_part(monkeypatch, tmp_path):
     for name, value in (("EDGE", 36), ("BATCH_SIZE", 4), ("TRANSITIONS", 20)):
         monkeypatch.setattr(roofline, name, value)

@@ -249,9 +249,9 @@ def test_damage_is_named(tmp_path, replay):
         "list": (("state.json", b"[]"), "not a checkpoint of rl_ae"),
         "format": (
             ("state.json", json.dumps({**state, "format": 2}).encode()),
-            r"expected format 1 of \['SACAE', 'TD3AE'\], got format 2",
+            r"expected format 1 of \['DQN', 'PPO', .*'SACAE', 'TD3', 'TD3AE'\], got format 2",
         ),
-        "algorithm": (("state.json", json.dumps({**state, "algorithm": "PPO"}).encode()), "got format 1 of PPO"),
+        "algorithm": (("state.json", json.dumps({**state, "algorithm": "A3C"}).encode()), "got format 1 of A3C"),
         "missing chunk": ((chunk, None), "is incomplete: state.json names"),
         "half chunk": ((chunk, (tmp_path / "good" / chunk).read_bytes()[:100]), "is damaged"),
         "agent": ((state["agent"], b"not a zip"), "not a saved agent"),

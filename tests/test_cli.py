@@ -55,7 +55,8 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_its_files(finished):
     names = {path.name for path in finished.iterdir()} - {"evaluation.json", "evaluation.png", "evaluation.mp4"}
-    assert names == {"config.json", "checkpoint", "curve.csv", "curve.png", "reconstructions.png", "logs"}
+    pictures = {"curve.png", "reconstructions.png"}
+    assert names == {"config.json", "checkpoint", "curve.csv", *pictures, "logs", "progress.json", ".lock"}
     config = json.loads((finished / "config.json").read_text())
     [session] = config["sessions"]
     assert config["seed"] == 3 and session["versions"].keys() >= {"torch", "stable-baselines3", "rl-ae", "python"}

@@ -7,7 +7,7 @@ import pytest
 from conftest import DotEnv
 from stable_baselines3.common.env_checker import check_env
 
-from rl_ae.envs import ActionRepeat, PixelConfig, make_pixel_env, shrink
+from rl_ae.envs import SUITES, ActionRepeat, PixelConfig, make_pixel_env, shrink, wrap_pixels
 
 PENDULUM = PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1)
 
@@ -96,11 +96,83 @@ except ImportError as error:
     assert result.stdout == "named\n"
 
 
+@pytest.mark.parametrize(
+    ("env", "package", "extra"),
+    [
+        ("dmc:cheetah-run", "shimmy", "dmc"),
+        ("dmc:cheetah-run", "dm_control.suite", "dmc"),
+        ("ale:Pong", "ale_py", "atari"),
+        ("cale:Pong", "ale_py", "atari"),
+    ],
+)
+def test_a_suite_names_its_missing_extra(env, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"not installed: pip install \"rl-ae\[{extra}\]\""):
+        make_pixel_env(env)
+
+
 @pytest.mark.filterwarnings("ignore:.*is out of date")
 @pytest.mark.parametrize("env", ["CarRacing-v1", "no such id", "nowhere/Env-v0", "ALE/Pong-v5"])
-def test_other_ids_are_refused(env):
+def test_other_ids_are_refused(env, monkeypatch):
+    monkeypatch.delitem(gym.registry, "ALE/Pong-v5", raising=False)  # other tests import what registers it
     with pytest.raises(ValueError, match="unknown environment"):
         make_pixel_env(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("dcm:cheetah-run", r"suite 'dcm', did you mean dmc\? expected one of ale, cale, dmc$"),
+        ("nowhere.near:thing", r"suite 'nowhere.near', expected one of ale, cale, dmc$"),
+        (":thing", r"suite '', expected one of ale, cale, dmc$"),
+    ],
+)
+def test_unknown_suites(env, message):
+    with pytest.raises(ValueError, match=message):
+        make_pixel_env(env)
+
+
+def test_modules_are_still_imported_by_a_prefix():
+    with pytest.raises(ImportError, match="needs a package that is not installed"):
+        make_pixel_env("nowhere:Thing-v0")
+    with pytest.raises(ValueError, match="unknown environment"):
+        make_pixel_env("json:thing")
+
+
+def test_options_are_those_of_the_suite():
+    assert set(SUITES) == {"dmc", "ale", "cale"}
+    with pytest.raises(ValueError, match=r"ale:Pong does not take the arguments \['camera', 'distraction'\], expected"):
+        make_pixel_env("ale:Pong", distraction="video", camera=1)
+    for env in ("Pendulum-v1", "HalfCheetah-v5"):
+        with pytest.raises(ValueError, match=f"distractions are of dmc:domain-task environments, {env} has none"):
+            make_pixel_env(env, distraction="video")
+
+
+def test_mujoco_of_gymnasium_is_rendered():
+    env = make_pixel_env("HalfCheetah-v5", PixelConfig(size=(32, 40), frame_stack=1), width=80, height=64)
+    first, _ = env.reset(seed=0)
+    assert first.shape == (3, 32, 40)
+    raw = env.render()
+    assert raw.shape == (64, 80, 3) and np.array_equal(shrink(raw, (32, 40), False, None), first)
+    assert first.std() > 10
+    second, *_ = env.step(env.action_space.high)
+    assert not np.array_equal(first, second)
+    env.close()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Gymnasium's viewer frees what it has not
+@pytest.mark.parametrize("by_id", [True, False])
+def test_mujoco_of_gymnasium_that_cannot_be_rendered(by_id, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    env = "HalfCheetah-v5" if by_id else gym.make("HalfCheetah-v5", render_mode="rgb_array")
+    with pytest.raises(ImportError, match=r"HalfCheetah-v5 cannot be rendered with MUJOCO_GL=off .*libosmesa6"):
+        make_pixel_env(env)
+
+
+def test_wrapping_takes_the_fields_of_the_config():
+    assert wrap_pixels(DotEnv(), size=(24, 24), grayscale=True).observation_space.shape == (3, 24, 24)
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 3), (3, 20, 24), (20, 24, 1)], ids=str)

@@ -89,6 +89,7 @@ def test_weight_decay_pulls_on_the_decoder_alone():
     assert all(torch.equal(old, new) for old, new in zip(before, encoder, strict=False))
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_is_close_to_fp32():
     learners = [create_learner(CONFIG, SHAPE, precision=precision) for precision in ("fp32", "bf16")]
     learners[1].autoencoder.load_state_dict(learners[0].autoencoder.state_dict())

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_ae.pixels import crop_to, dequantize, pad_to, to_uint8, to_unit, uniform_noise
+from rl_ae.pixels import crop_to, dequantize, pad_to, random_shift, to_uint8, to_unit, uniform_noise
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -90,3 +90,26 @@ def test_cropping_undoes_padding(height, width, wanted_height, wanted_width):
     assert padded.shape[-2:] == (max(height, wanted_height), max(width, wanted_width))
     assert torch.equal(crop_to(padded, (height, width)), images)
     assert padded.min() >= images.min() and padded.max() <= images.max()  # replicated, not filled
+
+
+class TestRandomShift:
+    def test_moves_each_image_and_repeats_its_border(self):
+        images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+        shifted = random_shift(images, 2, torch.tensor([[1, -2], [-1, 0]]))
+        for rows, columns, image, moved in (([1, 2, 3, 3], [0, 0, 0, 1, 2], 0, 0), ([0, 0, 1, 2], range(5), 1, 1)):
+            expected = images[image][:, list(rows)][:, :, list(columns)]
+            assert torch.equal(shifted[moved], expected)
+        assert shifted.dtype == torch.uint8
+
+    def test_draws_every_shift_up_to_the_largest_equally_often(self):
+        rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
+        images = torch.stack([rows, columns]).expand(20_000, 2, 9, 9)
+        middle = random_shift(images, 1)[:, :, 4, 4] - 4.0  # where the middle comes from
+        counts = torch.stack([(middle == torch.tensor([a, b])).all(1).sum() for a in (-1, 0, 1) for b in (-1, 0, 1)])
+        assert counts.sum() == 20_000
+        # chi-square of 8 degrees of freedom: 26.1 at 0.1 %
+        assert ((counts - 20_000 / 9) ** 2 / (20_000 / 9)).sum() < 26.1
+
+    def test_of_no_pixels_changes_nothing(self):
+        images = torch.rand(3, 9, 10, 12)
+        assert torch.equal(random_shift(images, 0), images)

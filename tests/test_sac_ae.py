@@ -197,6 +197,7 @@ def test_intervals_count_updates_across_calls(update):
 # ---------------------------------------------------------------------- SAC's arguments
 
 
+@pytest.mark.usefixtures("bf16")
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -467,7 +468,7 @@ torch.save(state, {out!r})
 """
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"use_sde": True}, {"n_steps": 3, "precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("kwargs", [{}, {"use_sde": True}, {"n_steps": 3, "precision": "auto"}], ids=str)
 def test_updates_continue_bit_for_bit_in_a_new_process(tmp_path, kwargs):
     agent = make_agent(actor_update_interval=3, **kwargs)
     agent.learn(30)

@@ -146,6 +146,7 @@ def test_the_actor_may_read_the_critics_latent():
 # ---------------------------------------------------------------------- TD3's arguments
 
 
+@pytest.mark.usefixtures("bf16")
 @pytest.mark.parametrize(
     "kwargs",
     [

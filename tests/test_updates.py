@@ -237,9 +237,9 @@ def test_a_frozen_encoder_encodes_once_and_learns_nothing(update):
 # ---------------------------------------------------------------------- precision
 
 
+@pytest.mark.usefixtures("bf16")
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_frames_are_converted_once_and_targets_lose_nothing(name, dtype, monkeypatch):
-    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
     agent = make_agent(precision=name).learn(24)
     assert agent._compute_dtype == compute_dtype(name) == dtype
     batch = sample(agent)
@@ -273,8 +273,8 @@ def test_what_a_cpu_can_do_is_asked_of_it(capabilities, fast, monkeypatch):
     assert resolve_precision("auto", CPU) == ("bf16" if fast else "fp32")
 
 
-def test_bf16_updates_stay_near_fp32(monkeypatch):
-    monkeypatch.setattr(precision, "has_fast_bf16", lambda device: True)
+@pytest.mark.usefixtures("bf16")
+def test_bf16_updates_stay_near_fp32():
     losses = {}
     for name in ("fp32", "bf16"):
         agent = make_agent(precision=name).learn(21)
@@ -346,3 +346,46 @@ def test_a_dict_with_an_unbounded_vector_is_updated_as_in_the_paper():
     bounded = SACAE("MultiInputPolicy", env, autoencoder={"image": "rae", "speed": None}, buffer_size=10)
     both = SACAE("MultiInputPolicy", env, autoencoder={"image": "rae", "speed": "ae"}, buffer_size=10)
     assert (bounded.resolved_update, both.resolved_update) == ("fused", "paper")
+
+
+# ---------------------------------------------------------------------- the actor's gradient
+
+
+@AGENTS
+@pytest.mark.parametrize("update", ["paper", "fused"])
+def test_the_actor_may_train_the_trunk(algorithm, update):
+    """It moves the trunk through the actor's optimizer, which nothing else does when all other rates are zero."""
+    rates = {"learning_rate": 1e-3, "encoder_learning_rate": 0.0, "autoencoder_learning_rate": 0.0}
+    moved = {}
+    for trains in (False, True):
+        agent = make_agent(algorithm, update=update, actor_trains_trunk=trains, **rates)
+        agent.learn(20)
+        before = [parameter.detach().clone() for parameter in agent._trunk_parameters()]
+        head = [p.detach().clone() for p in agent.critic.features_extractor.encoder.head.parameters()]
+        agent._set_learning_rates()
+        metrics = agent.train_on(sample(agent))
+        trunk = agent._trunk_parameters()
+        moved[trains] = [not torch.equal(*pair) for pair in zip(before, trunk, strict=True)]
+        assert all(
+            torch.equal(*pair)
+            for pair in zip(head, agent.critic.features_extractor.encoder.head.parameters(), strict=True)
+        )
+        assert {"actor_loss", "ae_loss", "td_gradient_norm"} <= metrics.keys()
+        assert metrics["td_gradient_norm"] > 0.0
+    assert not any(moved[False]) and all(moved[True])
+
+
+def test_an_agent_whose_actor_trains_the_trunk_is_saved(tmp_path):
+    agent = make_agent(actor_trains_trunk=True).learn(24)
+    agent.save(tmp_path / "agent")
+    loaded = SACAE.load(tmp_path / "agent", env=DotEnv())
+    assert loaded.actor_trains_trunk and len(loaded.actor.optimizer.param_groups) == 2
+    state, again = (one.actor.optimizer.state_dict()["state"] for one in (agent, loaded))
+    own, trunk = len(make_agent().actor.optimizer.param_groups[0]["params"]), len(list(agent._trunk_parameters()))
+    assert state.keys() == again.keys() and len(state) == own + trunk
+
+
+@pytest.mark.parametrize("other", [{"freeze_encoder": True}, {"policy_kwargs": {"actor_input": "latent"}}])
+def test_an_actor_that_cannot_train_the_trunk_is_refused(other):
+    with pytest.raises(ValueError, match="actor_trains_trunk=True needs actor_input='trunk' and an encoder that"):
+        make_agent(actor_trains_trunk=True, **other)

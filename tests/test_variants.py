@@ -133,6 +133,7 @@ def test_a_learned_sigma_is_trained():
     assert "output.log_scale" in learner.autoencoder.state_dict()
 
 
+@pytest.mark.usefixtures("bf16")
 def test_bf16_stays_finite_for_every_variant():
     for name in NAMES:
         learner = create_learner(small(name), SHAPE, precision="bf16")

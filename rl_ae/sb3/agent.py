@@ -42,6 +42,10 @@ from rl_ae.sb3.replay import FrameReplayBuffer
 #: out.
 UPDATES = ("auto", "paper", "fused")
 
+#: What may be done to sampled observations before they are encoded. ``"random_shift"``: DrQ's
+#: :func:`~rl_ae.pixels.random_shift` of observations and next observations.
+AUGMENTATIONS = ("random_shift",)
+
 #: Updates on a GPU after which their metrics are looked at, which waits for all of them.
 UNLOGGED_UPDATES = 100
 
@@ -100,7 +104,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         env: Environment with image observations, or a ``Dict`` of them, and a ``Box`` of actions.
         autoencoder: See :class:`~rl_ae.sb3.AutoencoderExtractor`.
         encoder_tau: Polyak rate of the target's trunks and heads.
-        decoder_update_interval: Updates between two steps of the representation loss.
+        decoder_update_interval: Updates between two steps of the representation loss; 0 for none, pixel SAC or TD3.
         autoencoder_learning_rate: Under the representation loss, instead of both rates of the config.
         encoder_learning_rate: Of the encoder under the critic's loss, instead of ``learning_rate``.
         catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
@@ -108,6 +112,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         representation_weight: Of the representation loss in the fused update.
         precision: One of :data:`~rl_ae.precision.PRECISIONS`.
         compile: Compile trunks, heads and decoders, see :func:`~rl_ae.compilation.compile_networks`.
+        augmentation: One of :data:`AUGMENTATIONS`, of what the encoders see in training; ``None`` for none.
+        shift_pixels: Largest random shift, see :meth:`~rl_ae.sb3.AutoencoderExtractor.shift`.
+        reconstruct_shifted: With a random shift, decode what the encoder saw instead of the observation.
+        actor_trains_trunk: Let the actor's loss train the trunk too, with the actor's optimizer.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss.
         diagnostics_interval: Steps of the representation loss between two looks at gradients and latents.
@@ -137,6 +145,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         representation_weight: float,
         precision: str,
         compile: bool,  # noqa: A002  as torch's
+        augmentation: str | None,
+        shift_pixels: int | None,
+        reconstruct_shifted: bool,
+        actor_trains_trunk: bool,
         representation_loss: nn.Module | None,
         freeze_encoder: bool,
         diagnostics_interval: int,
@@ -171,6 +183,10 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         self.representation_weight = representation_weight
         self.precision = precision
         self.compile = compile
+        self.augmentation = augmentation
+        self.shift_pixels = shift_pixels
+        self.reconstruct_shifted = reconstruct_shifted
+        self.actor_trains_trunk = actor_trains_trunk
         self.representation_loss = representation_loss
         self.freeze_encoder = freeze_encoder
         self.diagnostics_interval = diagnostics_interval
@@ -213,6 +229,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         if self.freeze_encoder:
             self.critic.features_extractor.requires_grad_(False)
             self.policy.autoencoders.requires_grad_(False)
+        if self.actor_trains_trunk:
+            self.actor.optimizer.add_param_group({"params": list(self._trunk_parameters())})
         self.learner = self._make_learner()
         if self.compile:
             compile_networks(self._networks(), self.device)
@@ -245,10 +263,12 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             yield cast(Autoencoder, autoencoder).decoder
 
     def _check_arguments(self) -> None:
-        intervals = (*self.interval_names, "decoder_update_interval", "diagnostics_interval")
+        intervals = (*self.interval_names, "diagnostics_interval")
         for name in (*intervals, "batch_size", "buffer_size", "n_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+        if self.decoder_update_interval < 0:
+            raise ValueError(f"decoder_update_interval must be ≥ 0, got {self.decoder_update_interval}")
         if isinstance(self.train_freq, int) and self.train_freq < 1:
             raise ValueError(f"train_freq must be ≥ 1, got {self.train_freq}")
         for name in ("tau", "encoder_tau"):
@@ -256,6 +276,12 @@ class AutoencoderAgent(OffPolicyAlgorithm):
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.update not in UPDATES:
             raise ValueError(f"update must be one of {list(UPDATES)}, got {self.update!r}")
+        if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation must be None or one of {list(AUGMENTATIONS)}, got {self.augmentation!r}")
+        if self.actor_trains_trunk and (self.freeze_encoder or self.policy_kwargs.get("actor_input") == "latent"):
+            raise ValueError("actor_trains_trunk=True needs actor_input='trunk' and an encoder that is not frozen")
+        if self.shift_pixels is not None and self.shift_pixels < 0:
+            raise ValueError(f"shift_pixels must be ≥ 0, got {self.shift_pixels}")
         if not 0.0 <= self.representation_weight < float("inf"):
             raise ValueError(f"representation_weight must be ≥ 0 and finite, got {self.representation_weight}")
         if self.catch_up_updates is not None and self.catch_up_updates < 0:
@@ -366,28 +392,41 @@ class AutoencoderAgent(OffPolicyAlgorithm):
     def _sample(self, batch_size: int) -> Batch:
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-        observations, next_observations = (
-            self.critic.features_extractor.prepare(raw, self.policy.normalize_images, self._compute_dtype)
-            for raw in (data.observations, data.next_observations)
-        )
+        raw, next_raw = cast(Observations, data.observations), cast(Observations, data.next_observations)
+        seen, next_seen = (self._augmented(raw), self._augmented(next_raw))
         return Batch(
-            observations,
+            self._prepared(seen),
             data.actions,
-            next_observations,
+            self._prepared(next_seen),
             data.rewards,
             data.dones,
             self.gamma if data.discounts is None else data.discounts,
-            self._targets(data.observations, observations),
+            self._targets(seen if self.reconstruct_shifted else raw),
         )
 
-    def _targets(self, raw: Any, observations: Observations) -> Observations:
+    def _augmented(self, raw: Observations) -> Observations:
+        """What the encoders are to see of sampled observations."""
+        if self.augmentation is None:
+            return raw
+        return self.critic.features_extractor.shift(raw, self.shift_pixels)
+
+    def _prepared(self, raw: Observations) -> Observations:
+        return self.critic.features_extractor.prepare(raw, self.policy.normalize_images, self._compute_dtype)
+
+    def _targets(self, raw: Observations) -> Observations:
         """What the decoders are to return: of frames as they are stored, which have lost nothing."""
-        takes_frames = self.critic.features_extractor.takes_frames
+        extractor = self.critic.features_extractor
+
+        def source(name: str, values: Tensor) -> Tensor:
+            if extractor.takes_frames(name):
+                return values
+            return extractor.prepare_part(name, values, self.policy.normalize_images)
+
         sources: Any
-        if isinstance(observations, Tensor):
-            sources = raw if takes_frames(OBSERVATION) else observations
+        if isinstance(raw, Tensor):
+            sources = source(OBSERVATION, raw)
         else:
-            sources = {name: raw[name] if takes_frames(name) else observations[name] for name in observations}
+            sources = {name: source(name, raw[name]) for name in extractor.views}
         return self.learner.target(sources)
 
     @abstractmethod
@@ -496,19 +535,27 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         return batch.observations, batch.targets, n_data, latents
 
     def _actor_latent(self, encoding: Encoding) -> Tensor:
-        """What the actor's networks read, (B, D), of an encoding; no gradient reaches the encoder."""
+        """What the actor's networks read, (B, D), of an encoding; detached unless the actor is to train the trunk."""
         if self.policy.actor_input == "latent":
             return self._critic_latent(encoding)
-        return self.policy.actor_latent(encoding.detach_features())
+        return self.policy.actor_latent(encoding.features if self.actor_trains_trunk else encoding.detach_features())
 
     def _critic_latent(self, encoding: Encoding) -> Tensor:
         """The latents' modes (B, D), detached."""
         return self.critic.features_extractor.join(*encoding).detach()
 
+    def _encoding_now(self, batch: Batch, encoding: Encoding, moved: bool) -> Encoding:
+        """The encoding, or a new one where the actor trains the trunk: for the actor, and once it has ``moved`` it."""
+        return self._encode(batch.observations) if self.actor_trains_trunk and moved else encoding
+
     def _step_actor(self, loss: Tensor) -> dict[str, Tensor]:
+        trunk = list(self._trunk_parameters()) if self.actor_trains_trunk else []
+        left = [parameter.grad for parameter in trunk]  # by the critic's loss, for the diagnostics
         self.actor.optimizer.zero_grad()
         loss.backward()
         self.actor.optimizer.step()
+        for parameter, gradient in zip(trunk, left, strict=True):
+            parameter.grad = gradient
         return {"actor_loss": loss.detach()}
 
     def _update_targets(self) -> None:
@@ -561,7 +608,9 @@ class AutoencoderAgent(OffPolicyAlgorithm):
     @property
     def _reconstructs_now(self) -> bool:
         """Whether this update steps on the representation loss."""
-        return self._n_updates % self.decoder_update_interval == 0 and not self.freeze_encoder
+        if self.decoder_update_interval == 0 or self.freeze_encoder:
+            return False
+        return self._n_updates % self.decoder_update_interval == 0
 
     def _log(self, updates: list[dict[str, Tensor]]) -> None:
         """Record the updates' metrics: at once on a CPU, where nothing waits for it."""

@@ -1,6 +1,7 @@
 """Callbacks: curves, logs, progress, reconstructions and checkpoints of a run."""
 
 import csv
+import json
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
 from rl_ae.sb3.agent import AutoencoderAgent
+from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.checkpoint import CheckpointWriter
 from rl_ae.sb3.evaluation import compare, spread_observations
 from rl_ae.sb3.pictures import write_atomically
@@ -41,8 +43,6 @@ class LearningCurve(BaseCallback):
         elapsed: Seconds trained in earlier sessions.
         rows: Rows of earlier sessions.
     """
-
-    model: AutoencoderAgent
 
     def __init__(
         self, path: Path, every: int, frames_per_step: int, elapsed: float = 0.0, rows: list[Row] | None = None
@@ -83,7 +83,8 @@ class LearningCurve(BaseCallback):
     def add_row(self) -> None:
         """Add a row for the present step, if there is none, and dump the logs."""
         step = self.model.num_timesteps
-        self.model.log_metrics()
+        if isinstance(self.model, AutoencoderAgent):
+            self.model.log_metrics()
         self.reconstruction = self.logger.name_to_value.get("train/reconstruction", self.reconstruction)
         self.model.dump_logs()
         self._last = step
@@ -154,7 +155,7 @@ class Progress(BaseCallback):
     def _on_step(self) -> bool:
         mean_return = f"{np.mean(self.curve.recent):.1f}" if self.curve.recent else "–"
         loss = self.curve.reconstruction
-        random = self.num_timesteps <= self.model.learning_starts  # type: ignore[attr-defined]
+        random = self.num_timesteps <= getattr(self.model, "learning_starts", 0)
         seen = f"reconstruction loss {loss:.4g}" if np.isfinite(loss) else "random steps" if random else "learning"
         self.bar.set_postfix_str(f"return {mean_return}, {seen}", refresh=False)
         self.bar.update(self.num_timesteps - self.bar.n)
@@ -162,6 +163,51 @@ class Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.bar.close()
+
+
+class Heartbeat(BaseCallback):
+    """Where the run is, in a small JSON file that others may read while it goes on.
+
+    ``step``, ``steps``, ``first_step`` (of this session), ``seconds`` (of training, over all sessions), ``return``
+    (mean of the last five episodes, ``null`` before the first) and ``time`` (seconds since 1970).
+
+    Args:
+        path: JSON file, replaced whole.
+        curve: Where returns and seconds are read from.
+        total: Steps of the whole run.
+        every: Seconds between two beats.
+    """
+
+    def __init__(self, path: Path, curve: LearningCurve, total: int, every: float = 5.0) -> None:
+        super().__init__()
+        self.path, self.curve, self.total, self.every = path, curve, total, every
+        self._next = 0.0
+
+    def _on_training_start(self) -> None:
+        self._first = self.num_timesteps
+        self._beat()
+
+    def _on_rollout_start(self) -> None:
+        if time.monotonic() >= self._next:
+            self._beat()
+
+    def _on_training_end(self) -> None:
+        self._beat()
+
+    def _beat(self) -> None:
+        self._next = time.monotonic() + self.every
+        state = {
+            "step": self.num_timesteps,
+            "steps": self.total,
+            "first_step": self._first,
+            "seconds": round(self.curve.seconds, 1),
+            "return": float(np.mean(self.curve.recent)) if self.curve.recent else None,
+            "time": time.time(),
+        }
+        write_atomically(self.path, lambda path: path.write_text(json.dumps(state)))
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class StopOnSignal(BaseCallback):
@@ -243,13 +289,18 @@ class Checkpoints(BaseCallback):
         writer: Where to.
         every: Steps between two checkpoints.
         curve: Written with every checkpoint; its seconds are kept in it.
+        auxiliary: What trains a stock agent's autoencoder; a callback that comes before this one.
     """
 
-    model: AutoencoderAgent
-
-    def __init__(self, writer: CheckpointWriter, every: int, curve: LearningCurve) -> None:
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        every: int,
+        curve: LearningCurve,
+        auxiliary: AuxiliaryLossCallback | None = None,
+    ) -> None:
         super().__init__()
-        self.writer, self.every, self.curve = writer, every, curve
+        self.writer, self.every, self.curve, self.auxiliary = writer, every, curve, auxiliary
 
     def _on_training_start(self) -> None:
         self._last = self.num_timesteps
@@ -261,7 +312,7 @@ class Checkpoints(BaseCallback):
     def save(self) -> None:
         """Write a checkpoint now. The curve goes first: a resumed run drops the rows after its checkpoint."""
         self.curve.write()
-        self.writer.save(self.model, {"seconds": self.curve.seconds})
+        self.writer.save(self.model, {"seconds": self.curve.seconds}, self.auxiliary)
         self._last = self.model.num_timesteps
 
     def _on_step(self) -> bool:

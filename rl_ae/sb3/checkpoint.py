@@ -1,13 +1,15 @@
 """Checkpoints: everything a killed run needs to go on, written so that a half-written file never replaces a good one.
 
 A checkpoint is a folder. ``state.json`` names the other files: the agent (Stable-Baselines3's zip), the random state,
-and the replay buffer in chunks of rows. New files get new names, ``state.json`` is replaced last and at once, and only
-then are the files it no longer names deleted; a process killed at any moment leaves the previous checkpoint whole. Of
-the replay buffer only the chunks that changed are written again.
+the replay buffer in chunks of rows where there is one, and the auxiliary loss of a stock agent. New files get new
+names, ``state.json`` is replaced last and at once, and only then are the files it no longer names deleted; a process
+killed at any moment leaves the previous checkpoint whole. Of the replay buffer only the chunks that changed are written
+again.
 """
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,24 +19,26 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from rl_ae import generators
 from rl_ae.sb3.agent import AutoencoderAgent, NonFiniteError
+from rl_ae.sb3.algorithms import ALGORITHMS
+from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.replay import FrameReplayBuffer
-from rl_ae.sb3.sac_ae import SACAE
-from rl_ae.sb3.td3_ae import TD3AE
 
 FORMAT = 1
 STATE_FILE = "state.json"
 #: The algorithms by the name that a checkpoint has of them.
-AGENTS: dict[str, type[AutoencoderAgent]] = {agent.__name__: agent for agent in (SACAE, TD3AE)}
+AGENTS: dict[str, type[BaseAlgorithm]] = {algorithm.__name__: algorithm for algorithm in ALGORITHMS.values()}
 #: Replay rows a file. At 84×84×9 a file is 127 MB.
 CHUNK_ROWS = 1000
 #: Names of a checkpoint's files; no others in its folder are ever deleted.
-_PATTERNS = ("agent-*.zip", "random-*.pt", "replay-*.safetensors")
+_PATTERNS = ("agent-*.zip", "random-*.pt", "replay-*.safetensors", "auxiliary-*")
 
 
 class CheckpointWriter:
@@ -48,12 +52,15 @@ class CheckpointWriter:
         self.folder = folder
         self._state: dict[str, Any] = read_state(folder) if (folder / STATE_FILE).exists() else {}
 
-    def save(self, model: AutoencoderAgent, extra: Mapping[str, Any]) -> None:
+    def save(
+        self, model: BaseAlgorithm, extra: Mapping[str, Any], auxiliary: AuxiliaryLossCallback | None = None
+    ) -> None:
         """Write a checkpoint.
 
         Args:
             model: The agent.
             extra: JSON-ready facts of the run to keep with it (elapsed seconds, say).
+            auxiliary: The callback that trains the agent's autoencoder, once it has met the agent.
 
         Raises:
             NonFiniteError: If a weight is NaN or infinite; the checkpoint there is stays.
@@ -65,19 +72,22 @@ class CheckpointWriter:
         agent, random = f"agent-{step}.zip", f"random-{step}.pt"
         write_atomically(self.folder / agent, model.save)
         write_atomically(self.folder / random, lambda path: torch.save(_random_state(model), path))
+        if auxiliary is not None:
+            auxiliary.save(self.folder / f"auxiliary-{step}")
         self._state = {
             "format": FORMAT,
             "algorithm": type(model).__name__,
             "step": step,
             "agent": agent,
             "random": random,
-            "replay": self._save_replay(model),
+            "replay": self._save_replay(model) if isinstance(model, OffPolicyAlgorithm) else None,
+            "auxiliary": None if auxiliary is None else f"auxiliary-{step}",
             "extra": dict(extra),
         }
         write_atomically(self.folder / STATE_FILE, lambda path: path.write_text(json.dumps(self._state, indent=2)))
         self._delete_unnamed()
 
-    def _save_replay(self, model: AutoencoderAgent) -> dict[str, Any]:
+    def _save_replay(self, model: OffPolicyAlgorithm) -> dict[str, Any]:
         buffer = model.replay_buffer
         assert buffer is not None
         old = self._state.get("replay", {"pos": 0, "full": False, "chunks": {}})
@@ -103,10 +113,17 @@ class CheckpointWriter:
         return {**_replay_facts(buffer), "pos": buffer.pos, "full": buffer.full, "chunks": chunks}
 
     def _delete_unnamed(self) -> None:
-        named = {STATE_FILE, self._state["agent"], self._state["random"], *self._state["replay"]["chunks"].values()}
+        named = set(_names(self._state))
         for path in (path for pattern in _PATTERNS for path in self.folder.glob(pattern)):
             if path.name not in named:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _names(state: Mapping[str, Any]) -> list[str]:
+    """The files and folders of a checkpoint, but for the one that names them."""
+    replay, auxiliary = state["replay"], state.get("auxiliary")
+    chunks = [] if replay is None else replay["chunks"].values()
+    return [state["agent"], state["random"], *chunks, *([] if auxiliary is None else [auxiliary])]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -121,7 +138,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         found = state["format"], state["algorithm"]
-        names = [state["agent"], state["random"], *state["replay"]["chunks"].values()]
+        names = _names(state)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of rl_ae: {error!r}") from error
     if found[0] != FORMAT or found[1] not in AGENTS:
@@ -131,8 +148,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_agent(folder: Path, **kwargs: Any) -> AutoencoderAgent:
-    """The agent of a checkpoint, to evaluate or to fine-tune; without its replay buffer.
+def load_agent(folder: Path, **kwargs: Any) -> BaseAlgorithm:
+    """The agent of a checkpoint, to evaluate or to fine-tune; without its replay buffer and auxiliary loss.
 
     Args:
         folder: The checkpoint.
@@ -145,7 +162,19 @@ def load_agent(folder: Path, **kwargs: Any) -> AutoencoderAgent:
     return AGENTS[state["algorithm"]].load(folder / state["agent"], **kwargs)
 
 
-def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto") -> AutoencoderAgent:
+def load_autoencoder_agent(folder: Path, **kwargs: Any) -> AutoencoderAgent:
+    """:func:`load_agent` for one that has an autoencoder of its own.
+
+    Raises:
+        ValueError: Also if it has none.
+    """
+    agent = load_agent(folder, **kwargs)
+    if not isinstance(agent, AutoencoderAgent):
+        raise ValueError(f"{folder} is of {type(agent).__name__}, which has no decoder: expected SACAE or TD3AE")
+    return agent
+
+
+def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto") -> BaseAlgorithm:
     """The agent of a checkpoint with its replay buffer and random state, for ``learn(reset_num_timesteps=False)``.
 
     The environment starts a new episode, so the last stored transition of each environment is marked as cut off: no
@@ -161,9 +190,10 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
     """
     state = read_state(folder)
     model = AGENTS[state["algorithm"]].load(folder / state["agent"], env=env, device=device)
-    assert model.replay_buffer is not None
-    _load_replay(model.replay_buffer, state["replay"], folder)
-    _mark_boundary(model.replay_buffer)
+    if isinstance(model, OffPolicyAlgorithm):
+        assert model.replay_buffer is not None
+        _load_replay(model.replay_buffer, state["replay"], folder)
+        _mark_boundary(model.replay_buffer)
     try:
         random = torch.load(folder / state["random"], map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -173,7 +203,19 @@ def resume_agent(folder: Path, env: VecEnv, device: torch.device | str = "auto")
     return model
 
 
-def _random_state(model: AutoencoderAgent) -> dict[str, Any]:
+def resume_auxiliary(folder: Path, callback: AuxiliaryLossCallback) -> AuxiliaryLossCallback:
+    """The auxiliary loss of a checkpoint, into a callback made with the same arguments.
+
+    Raises:
+        ValueError: If the checkpoint is broken or has none.
+    """
+    name = read_state(folder).get("auxiliary")
+    if name is None:
+        raise ValueError(f"{folder} is of an agent without an auxiliary loss")
+    return callback.load(folder / name)
+
+
+def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
     action_space: Mapping[str, Any] = model.action_space.np_random.bit_generator.state
     return {"global": generators.capture(), "action_space": json.dumps(action_space)}
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from rl_ae import __version__
-from rl_ae.sb3.checkpoint import load_agent
+from rl_ae.sb3.checkpoint import load_autoencoder_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations
 from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.runs import Run
@@ -180,14 +180,14 @@ def export_run(run: Path, folder: Path, onnx: bool = True, tolerance: float = TO
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists: choose another folder")
     config = Run(run).read_config()
-    model = load_agent(Run(run).checkpoint, device="cpu", buffer_size=1)
+    model = load_autoencoder_agent(Run(run).checkpoint, device="cpu", buffer_size=1)
     folder = folder.resolve()  # "." has no name to be beside of
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     latency = None
     try:
         model.policy.autoencoder.save_pretrained(temporary)
         if onnx:
-            with contextlib.closing(config.make_env()) as env:
+            with contextlib.closing(config.make_env(training=False)) as env:
                 observations = _first_observations(env, _COMPARED)
             policy = OnnxPolicy(export_onnx(model, temporary / POLICY_FILE, observations, tolerance))
             latency = Latency(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rl_ae.autoencoders import Encoder
 from rl_ae.configs import DEFAULT_AUTOENCODER
 from rl_ae.factory import create_encoder
-from rl_ae.pixels import scale_range, to_unit
+from rl_ae.pixels import random_shift, scale_range, to_unit
 from rl_ae.sb3.observations import OBSERVATION, AutoencodersLike, Observations, bounds, make_views
 
 
@@ -119,16 +119,36 @@ class AutoencoderExtractor(BaseFeaturesExtractor):
         Returns:
             Images (B, C, H, W) in [0, 1], and everything else as vectors (B, N); by name for a ``Dict``.
         """
+        if isinstance(observations, Tensor):
+            return self.prepare_part(OBSERVATION, observations, normalize_images, dtype)
+        return {name: self.prepare_part(name, observations[name], normalize_images, dtype) for name in self.views}
 
-        def prepare(name: str, values: Tensor) -> Tensor:
-            if normalize_images and self.takes_frames(name):
-                return to_unit(values, dtype)
-            preprocessed = preprocess_obs(values, self.views[name].space, normalize_images)
-            return self._scale(name, cast(Tensor, preprocessed))
+    def prepare_part(
+        self, name: str, values: Tensor, normalize_images: bool = True, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """:meth:`prepare` for one part of the observations."""
+        if normalize_images and self.takes_frames(name):
+            return to_unit(values, dtype)
+        preprocessed = preprocess_obs(values, self.views[name].space, normalize_images)
+        return self._scale(name, cast(Tensor, preprocessed))
+
+    def shift(self, observations: Observations, pixels: int | None = None) -> Observations:
+        """Observations with every encoded image randomly shifted, see :func:`~rl_ae.pixels.random_shift`.
+
+        Args:
+            observations: A batch, prepared or not.
+            pixels: Largest shift; DrQ's 4 of 84 pixels, in proportion to the image's shorter side, if ``None``.
+        """
+
+        def shift(name: str, values: Tensor) -> Tensor:
+            if name not in self.encoders or not self.views[name].is_image:
+                return values
+            largest = max(round(min(values.shape[-2:]) * 4 / 84), 1) if pixels is None else pixels
+            return random_shift(values, largest)
 
         if isinstance(observations, Tensor):
-            return prepare(OBSERVATION, observations)
-        return {name: prepare(name, observations[name]) for name in self.views}
+            return shift(OBSERVATION, observations)
+        return {name: shift(name, values) for name, values in observations.items()}
 
     def takes_frames(self, name: str) -> bool:
         """Whether a part is encoded from ``uint8`` frames in [0, 255]."""

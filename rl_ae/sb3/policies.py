@@ -12,9 +12,10 @@ representation            yes     yes          –           –           yes
 The trunk is the autoencoder's, and the critic's: the actor reads it detached, through a head of its own, which is
 SAC-AE's linear → LayerNorm → tanh whatever the autoencoder's is; with ``actor_input="latent"`` through the critic's
 head, detached as well. The critic reads the latent's mode, normalised where no tanh bounds it; with
-``critic_latent="sample"`` its loss reads a sample. The target critic has a copy of trunk, head and Q networks that no
-loss trains, the target actor of TD3-AE reads that trunk through a head of its own. The temperature's loss trains log α
-alone. A codebook of moving averages follows the representation's batches; the target's is a copy.
+``critic_latent="sample"`` its loss reads a sample. With the agents' ``actor_trains_trunk=True``, an ablation, the
+actor's loss trains the trunk too, by the actor's optimizer. The target critic has a copy of trunk, head and Q networks
+that no loss trains, the target actor of TD3-AE reads that trunk through a head of its own. The temperature's loss
+trains log α alone. A codebook of moving averages follows the representation's batches; the target's is a copy.
 
 Of a ``Dict`` of observations every image, and every vector with an autoencoder, has a trunk, a critic head and an actor
 head of its own; the decoder is there for those that are reconstructed. Other parts are read as they are.

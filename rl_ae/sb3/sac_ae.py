@@ -58,7 +58,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             each image, or a dictionary by name in which ``None`` sends a part straight to the policy.
         encoder_tau: Polyak rate of the target's trunk and head.
         actor_update_interval: Updates between two steps of actor and temperature.
-        decoder_update_interval: Updates between two steps of the representation loss.
+        decoder_update_interval: Updates between two steps of the representation loss; 0 for none ever.
         ent_coef_learning_rate: Of the temperature (Adam with β₁ = 0.5); a number or a schedule.
         autoencoder_learning_rate: Of encoder and decoder under the representation loss, instead of both rates of the
             config; a number or a schedule.
@@ -75,6 +75,11 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         precision: ``"fp32"``, ``"bf16"``: convolutions and matrix products in bfloat16, or ``"auto"``: ``"bf16"`` where
             the device has instructions for it.
         compile: Compile trunks, heads and decoders with ``torch.compile``, which takes a minute or two at first.
+        augmentation: ``"random_shift"``: the encoders see the images of each batch, observations and next observations,
+            shifted at random, DrQ's :func:`~rl_ae.pixels.random_shift`; ``None``: as they are.
+        shift_pixels: Largest shift; if ``None`` DrQ's 4 of 84 pixels, in proportion.
+        reconstruct_shifted: Decode the shifted image that the encoder saw, instead of the observation itself.
+        actor_trains_trunk: Let the actor's loss train the trunk too: SAC-AE's ablation, which makes it unstable.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss: of a saved autoencoder, say.
         diagnostics_interval: Steps of the representation loss between two looks at it: the norms of both losses'
@@ -140,6 +145,10 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         representation_weight: float = 1.0,
         precision: str = "auto",
         compile: bool = False,  # noqa: A002  as torch's
+        augmentation: str | None = None,
+        shift_pixels: int | None = None,
+        reconstruct_shifted: bool = False,
+        actor_trains_trunk: bool = False,
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
@@ -182,6 +191,10 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             representation_weight=representation_weight,
             precision=precision,
             compile=compile,
+            augmentation=augmentation,
+            shift_pixels=shift_pixels,
+            reconstruct_shifted=reconstruct_shifted,
+            actor_trains_trunk=actor_trains_trunk,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
             diagnostics_interval=diagnostics_interval,
@@ -235,11 +248,11 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
         target_q_values = self._target_q_values(batch, next_action_noise)
         encoding, metrics = self._step_critic_and_encoder(batch, target_q_values, act)
         if act:
-            metrics |= self._update_actor_and_temperature(encoding, action_noise)
+            metrics |= self._update_actor_and_temperature(self._encoding_now(batch, encoding, True), action_noise)
         if self._n_updates % self.target_update_interval == 0:
             self._update_targets()
         if self.resolved_update == "paper" and self._reconstructs_now:
-            metrics |= self._step_representation(batch, encoding)
+            metrics |= self._step_representation(batch, self._encoding_now(batch, encoding, act))
         self._n_updates += 1
         return metrics
 

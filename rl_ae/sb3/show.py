@@ -24,7 +24,7 @@ from rl_ae.autoencoders import Autoencoder
 from rl_ae.autoencoders.base import WEIGHTS_FILE
 from rl_ae.envs import PixelConfig, shrink
 from rl_ae.pixels import to_unit
-from rl_ae.sb3.checkpoint import STATE_FILE, load_agent
+from rl_ae.sb3.checkpoint import STATE_FILE, load_autoencoder_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor, RandomPolicy, play_episode
 from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.run_config import RunConfig
@@ -106,7 +106,7 @@ def load_subject(folder: Path) -> Subject:
             f"{folder} is neither a saved autoencoder nor a run with a checkpoint: it has no {WEIGHTS_FILE} and no "
             f"{run.checkpoint.name}/{STATE_FILE}"
         )
-    config, agent = run.read_config(), load_agent(run.checkpoint, device="cpu", buffer_size=1)
+    config, agent = run.read_config(), load_autoencoder_agent(run.checkpoint, device="cpu", buffer_size=1)
     return Subject(agent.policy.autoencoder, config, agent)
 
 
@@ -194,10 +194,10 @@ def _gather_images(subject: Subject, source: FrameSource, frame_channels: int, s
             action_repeat=source.action_repeat,
             crop=source.crop,
         )
-        env = RunConfig(env=source.env, env_kwargs=source.env_kwargs, pixels=pixels).make_env()
+        env = RunConfig(env=source.env, env_kwargs=source.env_kwargs, pixels=pixels).make_env(training=False)
         policy = RandomPolicy(env.action_space, seed)
     elif subject.config is not None and subject.agent is not None:
-        env, policy = subject.config.make_env(), subject.agent
+        env, policy = subject.config.make_env(training=False), subject.agent
     else:
         raise ValueError("a saved autoencoder has no environment: give it an env or frames")
     with contextlib.closing(env):

@@ -42,7 +42,7 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         policy_delay: Updates between two steps of the actor and of the targets, counted over all calls.
         autoencoder: See :class:`~rl_ae.sb3.SACAE`, as all that follow.
         encoder_tau: Polyak rate of the targets' trunk and heads.
-        decoder_update_interval: Updates between two steps of the representation loss.
+        decoder_update_interval: Updates between two steps of the representation loss; 0 for none ever.
         autoencoder_learning_rate: Of encoder and decoder under the representation loss.
         encoder_learning_rate: Of the encoder under the critic's loss.
         catch_up_updates: Updates made at once after ``learning_starts`` steps; as many as there were steps if ``None``.
@@ -50,6 +50,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         representation_weight: Of the representation loss in the fused update.
         precision: ``"fp32"``, ``"bf16"`` or ``"auto"``.
         compile: Compile trunks, heads and decoders.
+        augmentation: ``"random_shift"`` of what the encoders see in training, or ``None``.
+        shift_pixels: Largest shift.
+        reconstruct_shifted: Decode the shifted image.
+        actor_trains_trunk: Let the actor's loss train the trunk too.
         representation_loss: Instead of the autoencoder's own.
         freeze_encoder: Train neither encoder nor decoder.
         diagnostics_interval: Steps of the representation loss between two looks at it.
@@ -109,6 +113,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         representation_weight: float = 1.0,
         precision: str = "auto",
         compile: bool = False,  # noqa: A002  as torch's
+        augmentation: str | None = None,
+        shift_pixels: int | None = None,
+        reconstruct_shifted: bool = False,
+        actor_trains_trunk: bool = False,
         representation_loss: nn.Module | None = None,
         freeze_encoder: bool = False,
         diagnostics_interval: int = 100,
@@ -147,6 +155,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
             representation_weight=representation_weight,
             precision=precision,
             compile=compile,
+            augmentation=augmentation,
+            shift_pixels=shift_pixels,
+            reconstruct_shifted=reconstruct_shifted,
+            actor_trains_trunk=actor_trains_trunk,
             representation_loss=representation_loss,
             freeze_encoder=freeze_encoder,
             diagnostics_interval=diagnostics_interval,
@@ -195,10 +207,10 @@ class TD3AE(AutoencoderAgent, TD3):  # type: ignore[misc]
         target_q_values = self._target_q_values(batch, noise)
         encoding, metrics = self._step_critic_and_encoder(batch, target_q_values, act)
         if act:
-            metrics |= self._update_actor(encoding)
+            metrics |= self._update_actor(self._encoding_now(batch, encoding, True))
             self._update_targets()
         if self.resolved_update == "paper" and self._reconstructs_now:
-            metrics |= self._step_representation(batch, encoding)
+            metrics |= self._step_representation(batch, self._encoding_now(batch, encoding, act))
         self._n_updates += 1
         return metrics
 

@@ -25,10 +25,10 @@ try:
 except ImportError as error:
     raise ImportError(f'the zoo needs {error.name}: pip install "rl-ae[zoo]"') from error
 
+from rl_ae.sb3.algorithms import AUTOENCODER_AGENTS
 from rl_ae.sb3.run_config import RunConfig
-from rl_ae.sb3.runs import ALGORITHMS
 
-rl_zoo3.ALGOS.update(ALGORITHMS)
+rl_zoo3.ALGOS.update(AUTOENCODER_AGENTS)
 
 #: Arguments of environments that are to be seen.
 _RENDERED = {"render_mode": "rgb_array"}
@@ -87,7 +87,7 @@ def _settings_flags(flags: Sequence[str]) -> list[str]:
     for name in ("--env-kwargs", "--eval-env-kwargs"):
         parser.add_argument(name, nargs="+")
     known, _ = parser.parse_known_args(flags)
-    if known.algo not in ALGORITHMS or known.conf_file is not None:
+    if known.algo not in AUTOENCODER_AGENTS or known.conf_file is not None:
         return []
     ours = ["--conf-file", str(settings_file(known.algo))]
     if known.env_kwargs or known.eval_env_kwargs:

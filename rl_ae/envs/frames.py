@@ -1,7 +1,4 @@
-"""Environments: any Gymnasium environment as stacked uint8 frames.
-
-A *step* is one decision of the agent, a *frame* one step of the environment: ``frames = steps × action_repeat``.
-"""
+"""From an environment with images of any size to stacked ``uint8`` frames of one size."""
 
 import dataclasses
 from typing import Any, SupportsFloat
@@ -11,7 +8,6 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, TransformObservation, TransformReward
 from PIL import Image
-from stable_baselines3.common.monitor import Monitor
 
 from rl_ae.pixels import MIN_IMAGE_SIZE
 
@@ -110,101 +106,18 @@ class PixelConfig:
         return self.frame_stack * self.frame_channels, *self.size
 
 
-def make_pixel_env(
-    env: str | gym.Env[Any, Any], pixels: PixelConfig = PixelConfig(), **env_kwargs: Any
-) -> gym.Env[Frame, Any]:
-    """A Gymnasium environment whose observations are its last frames.
-
-    Observations that are ``uint8`` images are used; any other environment is rendered, off screen. ``Monitor`` records
-    its returns.
-
-    Args:
-        env: An environment; or the id of a registered one, ``package:Id-v0`` to import the module that registers it.
-        pixels: Size, stack, action repeat, crop.
-        **env_kwargs: Arguments of the environment itself.
-
-    Returns:
-        An environment with observations (frame_stack·C, H, W), ``uint8``.
-
-    Raises:
-        ValueError: If the id is unknown, or the environment neither returns nor renders images.
-        ImportError: If a package the environment needs is missing; names the extra that has it.
-    """
-    frames = Monitor(_make(env, pixels.action_repeat, env_kwargs))
-    _check_crop(pixels.crop, frames.observation_space)
-    shrunk = TransformObservation(
-        frames,
-        lambda frame: shrink(frame, pixels.size, pixels.grayscale, pixels.crop),
-        spaces.Box(0, 255, (pixels.frame_channels, *pixels.size), np.uint8),
-    )
-    stacked = TransformObservation(
-        FrameStackObservation(shrunk, pixels.frame_stack, padding_type="reset"),
-        lambda stack: stack.reshape(pixels.observation_shape),  # from (frame_stack, C, H, W)
-        spaces.Box(0, 255, pixels.observation_shape, np.uint8),
-    )
-    if pixels.reward_scale == 1.0:
-        return stacked
-    return TransformReward(stacked, lambda reward: pixels.reward_scale * float(reward))
-
-
-def wrap_pixels(env: gym.Env[Any, Any], **pixels: Any) -> gym.Env[Frame, Any]:
-    """:func:`make_pixel_env` for whoever names a wrapper and its arguments: ``make_vec_env``, or rl-baselines3-zoo.
+def with_images(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """The environment itself if it observes images, else the environment rendered.
 
     Args:
         env: An environment.
-        **pixels: Fields of :class:`PixelConfig`.
+
+    Returns:
+        Observations (H, W, 1), (H, W, 3) or (H, W), ``uint8``.
 
     Raises:
-        ValueError: As :func:`make_pixel_env`.
+        ValueError: If it neither returns nor renders images.
     """
-    return make_pixel_env(env, PixelConfig(**pixels))
-
-
-#: What an id or an entry point contains → the extra that installs what the environment needs.
-_EXTRAS = {
-    "envs.box2d": "box2d",
-    "envs.classic_control": "demo",
-    "envs.mujoco": "dmc",
-    "dm_control": "dmc",
-    "shimmy": "dmc",
-    "ALE/": "atari",
-    "ale_py": "atari",
-}
-
-
-def _make(env: str | gym.Env[Any, Any], action_repeat: int, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
-    """The environment with repeated actions and image observations; see :func:`make_pixel_env` for what it raises."""
-    if isinstance(env, gym.Env):
-        if env_kwargs:
-            raise ValueError(f"an environment that exists takes no arguments, got {sorted(env_kwargs)}")
-        return _with_frames(ActionRepeat(env, action_repeat))
-    try:
-        try:
-            made = gym.make(env, **{"render_mode": "rgb_array", **env_kwargs})
-        except TypeError:  # an environment that observes images may know no render_mode
-            made = gym.make(env, **env_kwargs)
-        return _with_frames(ActionRepeat(made, action_repeat))
-    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-        raise ImportError(f"{env} needs a package that is not installed: {_advice(env)} ({error})") from error
-    except TypeError as error:
-        raise ValueError(f"{env} does not take the arguments {sorted(env_kwargs)}: {error}") from error
-    except gym.error.Error as error:
-        raise ValueError(
-            f"unknown environment: {str(error).rstrip('.')}. Environments of another package are known once it is "
-            f"imported: write module:Id-v0, and {_advice(env)}"
-        ) from error
-
-
-def _advice(env: str) -> str:
-    entry_point = str(gym.registry[env].entry_point) if env in gym.registry else ""
-    for part, extra in _EXTRAS.items():
-        if part in env or part in entry_point:
-            return f'pip install "rl-ae[{extra}]"'
-    return "install what its documentation names"
-
-
-def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The environment itself if it observes images, else the environment rendered."""
     space = env.observation_space
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3):
         if len(space.shape) == 2 or space.shape[-1] in (1, 3):
@@ -219,6 +132,35 @@ def _with_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             "expected uint8 images or render_mode='rgb_array'"
         )
     return AddRenderObservation(env, render_only=True)
+
+
+def stack_frames(env: gym.Env[Any, Any], pixels: PixelConfig) -> gym.Env[Frame, Any]:
+    """Crop, shrink and stack what :func:`with_images` observes, and scale the reward.
+
+    Args:
+        env: An environment that observes images.
+        pixels: Size, stack, crop, factor on the reward.
+
+    Returns:
+        Observations (frame_stack·C, H, W), ``uint8``.
+
+    Raises:
+        ValueError: If the crop is not inside the image.
+    """
+    _check_crop(pixels.crop, env.observation_space)
+    shrunk = TransformObservation(
+        env,
+        lambda frame: shrink(frame, pixels.size, pixels.grayscale, pixels.crop),
+        spaces.Box(0, 255, (pixels.frame_channels, *pixels.size), np.uint8),
+    )
+    stacked = TransformObservation(
+        FrameStackObservation(shrunk, pixels.frame_stack, padding_type="reset"),
+        lambda stack: stack.reshape(pixels.observation_shape),  # from (frame_stack, C, H, W)
+        spaces.Box(0, 255, pixels.observation_shape, np.uint8),
+    )
+    if pixels.reward_scale == 1.0:
+        return stacked
+    return TransformReward(stacked, lambda reward: pixels.reward_scale * float(reward))
 
 
 def _check_crop(crop: tuple[int, int, int, int] | None, frames: spaces.Space[Any]) -> None:
