@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test test-slow lint wheel clean
+.PHONY: demo test test-slow lint wheel bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rl-ae train --preset pendulum --seed $(SEED) --run $(RUN) --resume
@@ -21,6 +21,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Two tasks of a minute each through the runner, and the report of them.
+bench-smoke: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --suite smoke --algo sac_ae --runs runs/smoke --results runs/smoke/results
+	$(BIN)/python -m benchmarks.report runs/smoke/results --out runs/smoke/report
 
 # Builds the package, and imports it in an empty environment.
 wheel: $(VENV)/.dev
