@@ -48,12 +48,22 @@ def _dmc(frames: int) -> Callable[[str], RunConfig]:
     return config
 
 
-def _atari(prefix: str, steps: int = 100_000) -> Callable[[str], RunConfig]:
-    """Atari-100k: 100,000 decisions of four frames each, two hours of play; grey 84×84, four stacked."""
+def _atari(prefix: str) -> Callable[[str], RunConfig]:
+    """Atari-100k: 100,000 decisions of four frames each, two hours of play; grey 84×84, four stacked.
+
+    Without sticky actions, and lives are episodes in training: with continuous actions too (Dopamine's configuration of
+    CALE's SAC at 100k).
+    """
 
     def config(game: str) -> RunConfig:
-        pixels = PixelConfig(grayscale=True, frame_stack=4, action_repeat=4)
-        return RunConfig(env=f"{prefix}:{game}", steps=steps, eval_every=10_000, eval_episodes=3, pixels=pixels)
+        return RunConfig(
+            env=f"{prefix}:{game}",
+            env_kwargs='{"sticky": 0.0}',
+            steps=100_000,
+            eval_every=10_000,
+            eval_episodes=3,
+            pixels=PixelConfig(grayscale=True, frame_stack=4, action_repeat=4),
+        )
 
     return config
 

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import os
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -302,8 +303,8 @@ def headless(monkeypatch, libraries):
         if name not in libraries:
             raise OSError(name)
 
-    monkeypatch.setattr(gl.sys, "platform", "linux")
-    monkeypatch.setattr(gl.ctypes, "CDLL", load)
+    monkeypatch.setattr(gl, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(gl, "ctypes", SimpleNamespace(CDLL=load))
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.setenv(name, "")  # restored afterwards, also what is set meanwhile
         monkeypatch.delenv(name)

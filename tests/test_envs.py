@@ -7,7 +7,7 @@ import pytest
 from conftest import DotEnv
 from stable_baselines3.common.env_checker import check_env
 
-from rl_ae.envs import SUITES, ActionRepeat, PixelConfig, make_pixel_env, shrink, wrap_pixels
+from rl_ae.envs import SUITES, ActionRepeat, PixelConfig, choose_gl, make_pixel_env, shrink, wrap_pixels
 
 PENDULUM = PixelConfig(size=(48, 48), grayscale=True, action_repeat=2, crop=(110, 110, 390, 390), reward_scale=0.1)
 
@@ -106,6 +106,9 @@ except ImportError as error:
     ],
 )
 def test_a_suite_names_its_missing_extra(env, package, extra, monkeypatch):
+    choose_gl()
+    import shimmy  # noqa: F401 imported without dm_control, it would never register the suite in this process
+
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"not installed: pip install \"rl-ae\[{extra}\]\""):
         make_pixel_env(env)

@@ -30,12 +30,12 @@ except SystemExit as exit:
 ours = "--algo sac_ae --env E"
 commands = ("--algo sac", f"{ours} --conf-file mine.yml", f"{ours} --env-kwargs g:5", ours)
 print("FACTS", json.dumps({
-    "algorithms": [name for name, cls in rl_zoo3.ALGOS.items() if zoo.ALGORITHMS.get(name) is cls],
+    "algorithms": [name for name, cls in rl_zoo3.ALGOS.items() if zoo.AUTOENCODER_AGENTS.get(name) is cls],
     "unknown settings": [
         f"{algorithm}: {name}"
         for algorithm, hyperparams in files.items()
         for name in set().union(*hyperparams.values()) - of_the_zoo
-        if name not in inspect.signature(zoo.ALGORITHMS[algorithm]).parameters
+        if name not in inspect.signature(zoo.AUTOENCODER_AGENTS[algorithm]).parameters
     ],
     "unknown environments": sorted(set().union(*files.values()) - set(gymnasium.registry) - {"default"}),
     "message": message,

@@ -26,7 +26,7 @@ ACTION_REPEAT = {
     "reacher-easy": 4,
     "walker-walk": 2,
 }
-#: … and of all others (DrQ-v2, arXiv 2107.09645, Table 3).
+#: … and of all others (DrQ-v2, arXiv 2107.09645).
 _OTHER_ACTION_REPEAT = 2
 #: Cameras that show more than the first (DrQ, arXiv 2004.13649, its code).
 _CAMERA = {"quadruped": 2}
