@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_v
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 
 EVALUATION_EPISODES = 10
+_LOCK = ".lock"
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
 _FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "eval_every", "eval_episodes"})
 
@@ -164,6 +165,7 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False, patience: f
     run = Run(folder)
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device is {config.device!r}, but no CUDA device is available; use 'cpu' or 'auto'")
+    _refuse_foreign(run)
     with _locked(folder, patience):
         sessions = _earlier_sessions(run, config, resume)
         with contextlib.closing(_make_env(config, config.n_envs)) as env:
@@ -183,24 +185,40 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False, patience: f
 @contextlib.contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
     """Hold the folder's lock, which the system releases when the process ends, however it does."""
-    new = not folder.exists()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path, deadline = folder / ".lock", time.monotonic() + patience
+    path, deadline = folder / _LOCK, time.monotonic() + patience
     try:
         with path.open("a") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise ValueError(f"another process trains in {folder}: wait for it, or end it") from None
-                    time.sleep(0.5)
+            while not _acquired(lock):
+                if time.monotonic() >= deadline:
+                    raise ValueError(f"another process trains in {folder}: wait for it, or end it")
+                time.sleep(0.5)
             yield
     finally:
-        if new and list(folder.iterdir()) == [path]:  # nothing came of it
+        if folder in missing and list(folder.iterdir()) == [path]:  # nothing came of it
             path.unlink()
-            folder.rmdir()
+            for made in missing:
+                made.rmdir()
+
+
+def _acquired(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _refuse_foreign(run: Run) -> None:
+    """Leave a folder alone that holds something else."""
+    if not _is_new(run) and not run.config.exists():
+        raise ValueError(f"{run.folder} exists and is not a run (no config.json): choose another folder with --run")
+
+
+def _is_new(run: Run) -> bool:
+    """Whether nothing of a run is in its folder yet."""
+    return not run.folder.exists() or {path.name for path in run.folder.iterdir()} <= {_LOCK, run.output.name}
 
 
 def _print_resolved(resolved: dict[str, Any]) -> None:
@@ -213,10 +231,8 @@ def _print_resolved(resolved: dict[str, Any]) -> None:
 
 def _earlier_sessions(run: Run, config: RunConfig, resume: bool) -> list[dict[str, Any]]:
     """What ``config.json`` says of earlier sessions, none for a new run; refuses what may not be continued."""
-    if {path.name for path in run.folder.iterdir()} <= {".lock", run.output.name}:
+    if _is_new(run):
         return []
-    if not run.config.exists():
-        raise ValueError(f"{run.folder} exists and is not a run (no config.json): choose another folder with --run")
     if not resume:
         raise ValueError(f"{run.folder} exists: continue it with --resume, or choose another folder with --run")
     sessions: list[dict[str, Any]] = run.read()["sessions"]
