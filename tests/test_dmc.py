@@ -258,9 +258,9 @@ def test_what_cannot_be_made(task, kwargs, message):
 @pytest.mark.parametrize(
     ("libraries", "chosen"),
     [
-        ({"libEGL.so.1", "libOSMesa.so.8"}, "egl"),
-        ({"libOSMesa.so.8"}, "osmesa"),
-        ({"libOSMesa.so.6"}, "osmesa"),
+        (["libEGL.so.1", "libOSMesa.so.8"], "egl"),
+        (["libOSMesa.so.8"], "osmesa"),
+        (["libOSMesa.so.6"], "osmesa"),
     ],
     ids=str,
 )
