@@ -51,9 +51,9 @@ SAC_AE_SHIFT = SAC_AE_FAST.variant(
 )
 #: SB3's own agents on the same pixels, with MLPs and batches as SAC-AE has them.
 _STOCK = {"net_arch": (1024, 1024), "batch_size": 128, "buffer_size": 100_000, "learning_starts": 1_000}
-#: DrQ(ε)'s DQN for Atari-100k (arXiv 2004.13649 appendix, its ε in Agarwal et al., arXiv 2108.13264): an update a step,
-#: batches of 32, 10-step returns, ε from 1 to 0.1 over 5,000 steps, learning from step 1,600 (DER, arXiv 1906.05243).
-#: Without its dueling and double heads and its augmentation: Stable-Baselines3's DQN has none.
+#: A data-efficient DQN in the manner of DrQ(ε) (arXiv 2004.13649, 2108.13264) and DER (arXiv 1906.05243): an update a
+#: step, batches of 32, 10-step returns, ε down to 0.1 in a twentieth of the run, learning from step 1,600. Without
+#: dueling and double heads and augmentation, which Stable-Baselines3's DQN has not; not checked against their code.
 _DQN_100K = {
     "learning_rate": 1e-4,
     "buffer_size": 100_000,
@@ -112,7 +112,7 @@ PRESETS = {
         {"size": (64, 64)},
         {"auxiliary": True},
     ),
-    "atari100k": Preset("dqn", "DrQ(ε) and DER as far as Stable-Baselines3's DQN goes, see above", _DQN_100K),
+    "atari100k": Preset("dqn", "in the manner of DrQ(ε) and DER, see _DQN_100K", _DQN_100K),
     "atari100k+rae": Preset(
         "dqn",
         "atari100k with SAC-AE's trunk and its reconstruction as an auxiliary loss",
@@ -123,6 +123,9 @@ PRESETS = {
         "sac_ae", "CALE's SAC, and the reconstruction; without its ε-greedy start", _CALE_100K, {"reward_scale": 0.1}
     ),
     "random": Preset("random", "uniform actions"),
+    "sac_ae_smoke": SAC_AE_FAST.variant(
+        "small, to see that it runs", net_arch=(64,), learning_starts=100, catch_up_updates=50, batch_size=32
+    )._replace(pixels={}),
 }
 
 #: The ablations of the SAC-AE paper (arXiv 1910.01741, sections 4 to 6), as variants of the compact preset.
@@ -151,9 +154,6 @@ DEFAULTS: dict[str, dict[str, str]] = {
     "gym": {"sac_ae": "sac_ae_fast", "td3_ae": "td3_ae_fast", "sac": "sac", "td3": "td3"},
     "smoke": {"sac_ae": "sac_ae_smoke"},
 }
-PRESETS["sac_ae_smoke"] = SAC_AE_FAST.variant(
-    "small, to see that it runs", net_arch=(64,), learning_starts=100, catch_up_updates=50, batch_size=32
-)._replace(pixels={})
 
 
 def preset_of(family: str, algo: str, name: str | None) -> tuple[str, Preset]:

@@ -4,6 +4,7 @@ In the manner of the DMControl Generalization Benchmark (Hansen and Wang, arXiv 
 Only frames are changed; states and rewards are those of the task.
 """
 
+import abc
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ _NO_COLOR = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
 _NOTHING = -1
 
 
-class Distraction(gym.Wrapper[Any, Any, Any, Any]):
+class Distraction(gym.Wrapper[Any, Any, Any, Any], abc.ABC):
     """Base of the distractions: an environment whose ``render()`` is distracted, anew every episode.
 
     ``reset(seed=s)`` seeds the distractions with ``seed`` and ``s``; without a seed they go on from the episode before.
@@ -61,9 +62,9 @@ class Distraction(gym.Wrapper[Any, Any, Any, Any]):
         self.frame += 1
         return self.env.step(action)
 
+    @abc.abstractmethod
     def begin_episode(self) -> None:
         """Draw the episode's distraction from ``generator``."""
-        raise NotImplementedError
 
 
 class RandomColors(Distraction):

@@ -79,7 +79,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             shifted at random, DrQ's :func:`~rl_ae.pixels.random_shift`; ``None``: as they are.
         shift_pixels: Largest shift; if ``None`` DrQ's 4 of 84 pixels, in proportion.
         reconstruct_shifted: Decode the shifted image that the encoder saw, instead of the observation itself.
-        actor_trains_trunk: Let the actor's loss train the trunk too: SAC-AE's ablation, which makes it unstable.
+        actor_trains_trunk: Let the actor's loss train the trunk too: an ablation of the SAC-AE paper.
         representation_loss: With the signature of :meth:`rl_ae.losses.Loss.forward`; the autoencoder's own if ``None``.
         freeze_encoder: Train neither encoder nor decoder, by any loss: of a saved autoencoder, say.
         diagnostics_interval: Steps of the representation loss between two looks at it: the norms of both losses'
