@@ -74,7 +74,7 @@ def _gym(task: str) -> RunConfig:
     return named.get(task, RunConfig(env=task))
 
 
-#: CarRacing-v3, whose frames are observations already; rendered by itself; action repeat 4.
+#: CarRacing-v3, whose frames are observations already; action repeat 4.
 CAR_RACING = RunConfig(
     env="CarRacing-v3", steps=100_000, pixels=PixelConfig(size=(64, 64), action_repeat=4), checkpoint_every=2_500
 )
