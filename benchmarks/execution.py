@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.records import in_new_process
+from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.runs import Run, evaluate_run, train_run
 
@@ -82,6 +83,7 @@ def execute(config: dict[str, Any], folder: str, cores: int) -> float:
         The mean return of the evaluation.
     """
     torch.set_num_threads(cores)
+    keep_freed_memory()
     run = Run(Path(folder))
     run.folder.mkdir(parents=True, exist_ok=True)
     with _logged(run.output):

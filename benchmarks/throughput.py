@@ -37,6 +37,7 @@ from rl_ae import precision
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.provenance import describe_machine
 from rl_ae.sb3 import SACAE, TD3AE, FrameReplayBuffer
+from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
@@ -238,6 +239,7 @@ def time_updates(
 def measure_memory(name: str, arguments: Arguments) -> float:
     """Bytes by which the process grows at most while a new agent makes its first updates."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    keep_freed_memory()
     update = subjects(arguments)[name](EDGE, BATCH_SIZE)
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
@@ -389,6 +391,7 @@ def plot(growth: dict[str, dict[str, dict[str, list[float]]]], arguments: Argume
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    keep_freed_memory()  # as rl-ae train does, and for all that is timed
     makers = subjects(arguments)
     seconds = time_updates(makers, EDGE, BATCH_SIZE, arguments.rounds)
     memory = {name: in_new_process(measure_memory, name, arguments) for name in tqdm(makers, "memory", disable=None)}

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
+from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.run_config import PRESETS, RunConfig
 from rl_ae.sb3.runs import EVALUATION_EPISODES, Run, evaluate_run, train_run
 from rl_ae.sb3.show import TRAVERSED, FrameSource, Kind, show
@@ -22,6 +23,7 @@ def default_folder(config: RunConfig) -> Path:
 
 def train(config: RunConfig, folder: Path, resume: bool) -> None:
     """Train an agent in a folder."""
+    keep_freed_memory()
     finished = train_run(config, folder, resume)
     print(f"{finished.folder}: checkpoint/, curve.csv, curve.png, reconstructions.png, logs/ for TensorBoard")
     print(f"next: rl-ae evaluate {finished.folder}")

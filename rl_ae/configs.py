@@ -171,6 +171,9 @@ class RAEConfig(AEConfig):
 #: Three stride-2 convolutions: far less arithmetic than the trunk of SAC-AE, for small images and CPUs.
 COMPACT_CONV = ConvConfig(filters=(32, 32, 32), kernel_size=4, strides=(2, 2, 2), padding=1)
 
+#: Patches of 4×4 pixels first, as vision transformers have them: a quarter of the compact trunk's arithmetic.
+PATCH_CONV = ConvConfig(filters=(32, 32, 32), kernel_size=4, strides=(4, 2, 2), padding=1)
+
 
 # ---------------------------------------------------------------------- a Gaussian
 
@@ -441,6 +444,7 @@ CONFIGS: dict[str, AutoencoderConfig] = {
     "ae": AEConfig(),
     "rae": RAEConfig(),
     "rae_compact": RAEConfig(conv=COMPACT_CONV),
+    "rae_patch": RAEConfig(conv=PATCH_CONV),
     "vae": VAEConfig(),
     "conv_vae": ConvVAEConfig(),
     "wm_vae": WorldModelsConfig(),

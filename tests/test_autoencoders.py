@@ -348,8 +348,8 @@ def test_names_build_the_form_of_the_shape():
     gaussian = {"vae", "beta_h", "beta_b", "factor", "btcvae"}
     assert {name for name, cls in images.items() if cls is BurgessVAE} == gaussian
     assert {name for name, cls in vectors.items() if cls is VectorVAE} == gaussian
-    assert {name for name, cls in images.items() if cls is ConvAutoencoder} == {"ae", "rae", "rae_compact"}
-    assert {name for name, cls in vectors.items() if cls is VectorAutoencoder} == {"ae", "rae", "rae_compact"}
+    assert {name for name, cls in images.items() if cls is ConvAutoencoder} == {"ae", "rae", "rae_compact", "rae_patch"}
+    assert {name for name, cls in vectors.items() if cls is VectorAutoencoder} == {"ae", "rae", "rae_compact", "rae_patch"}
     assert (images["sqvae"], images["vqvae"], images["fsq"]) == (SQVAE, VQVAE, FSQVAE)
     assert (images["conv_vae"], images["wm_vae"]) == (ConvVAE, WorldModelsVAE)
 

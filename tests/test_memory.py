@@ -1,4 +1,7 @@
+import platform
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,3 +56,30 @@ def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
         (tmp_path / file).write_text(f"{number}000000\n")
         assert available_memory() == Memory(free=0, limit=number * 1_000_000), line
         (tmp_path / file).unlink()
+
+
+_PAGE_FAULTS = """
+import resource, torch
+from rl_ae.sb3.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):  # two blocks of 64 MiB at once, and both are freed
+        first, second = torch.ones(2**24), torch.ones(2**24)
+        del first, second
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+took_effect = keep_freed_memory()
+faults()
+print(given_back, took_effect, faults())
+"""
+
+
+def test_memory_that_is_kept_is_not_mapped_again():
+    # in a process of its own, because it cannot be taken back
+    done = subprocess.run([sys.executable, "-c", _PAGE_FAULTS], capture_output=True, text=True, check=True)
+    given_back, took_effect, kept = done.stdout.split()
+    assert took_effect == str(platform.libc_ver()[0] == "glibc")
+    if took_effect == "True":
+        assert int(kept) < 20 < int(given_back)
