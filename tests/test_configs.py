@@ -120,12 +120,12 @@ def test_unknown_types_and_fields_are_refused():
 def test_variants_are_what_their_names_say():
     penalty = {
         name: (create_loss(CONFIGS[name].for_shape((1, 8, 8))).weights["latent_l2"], CONFIGS[name].decoder_weight_decay)
-        for name in ("ae", "rae", "rae_compact")
+        for name in ("ae", "rae", "rae_compact", "rae_patch")
     }
-    assert penalty == {"ae": (0.0, 0.0), "rae": (64e-6, 1e-7), "rae_compact": (64e-6, 1e-7)}
-    images = (3, 64, 64)
-    paper, compact = (create_autoencoder(name, images).encoder.trunk.out_features for name in ("rae", "rae_compact"))
-    assert compact < paper / 5
+    regularised = (64e-6, 1e-7)
+    assert penalty == {"ae": (0.0, 0.0), "rae": regularised, "rae_compact": regularised, "rae_patch": regularised}
+    trunks = (create_autoencoder(name, (3, 64, 64)).encoder.trunk for name in ("rae", "rae_compact", "rae_patch"))
+    assert [trunk.out_features for trunk in trunks] == [25 * 25 * 32, 8 * 8 * 32, 4 * 4 * 32]
 
 
 def attributes(loss, *names):

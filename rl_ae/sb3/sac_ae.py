@@ -70,7 +70,7 @@ class SACAE(AutoencoderAgent, SAC):  # type: ignore[misc]
             by the critic's optimizer, in the encoder too, so that their sizes weigh against each other, and the actor
             reads what the encoder returned before the step; ``autoencoder_learning_rate`` and the config's rates are
             the decoder's alone.
-            ``"auto"``: ``"fused"`` where tanh bounds the latent (``ae``, ``rae``, ``rae_compact``, ``rae_patch``), else ``"paper"``.
+            ``"auto"``: ``"fused"`` where tanh bounds the latent (``ae`` and every ``rae``), else ``"paper"``.
         representation_weight: Of the representation loss in the fused update; in the paper's Adam takes no notice.
         precision: ``"fp32"``, ``"bf16"``: convolutions and matrix products in bfloat16, or ``"auto"``: ``"bf16"`` where
             the device has instructions for it.
