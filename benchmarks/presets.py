@@ -51,9 +51,10 @@ SAC_AE_SHIFT = SAC_AE_FAST.variant(
 )
 #: SB3's own agents on the same pixels, with MLPs and batches as SAC-AE has them.
 _STOCK = {"net_arch": (1024, 1024), "batch_size": 128, "buffer_size": 100_000, "learning_starts": 1_000}
-#: A data-efficient DQN in the manner of DrQ(ε) (arXiv 2004.13649, 2108.13264) and DER (arXiv 1906.05243): an update a
-#: step, batches of 32, 10-step returns, ε down to 0.1 in a twentieth of the run, learning from step 1,600. Without
-#: dueling and double heads and augmentation, which Stable-Baselines3's DQN has not; not checked against their code.
+#: A data-efficient DQN after DrQ(ε) (arXiv 2108.13264; Dopamine's labs/atari_100k/configs/DrQ_eps.gin): an update a
+#: step, batches of 32, 10-step returns, ε down to 0.01 in 5,000 of 100,000 steps, learning from step 1,600. Not
+#: as there: no dueling and double heads and no augmentation, which SB3's DQN has not; for want of a double head the
+#: target follows with τ = 0.01 instead of being copied at every step; Adam's ε is torch's, not 1.5e-4.
 _DQN_100K = {
     "learning_rate": 1e-4,
     "buffer_size": 100_000,
@@ -64,9 +65,10 @@ _DQN_100K = {
     "target_update_interval": 1,
     "tau": 0.01,
     "exploration_fraction": 0.05,
-    "exploration_final_eps": 0.1,
+    "exploration_final_eps": 0.01,
 }
-#: SAC of CALE (arXiv 2410.23810) at 100k: its trunk is SAC-AE's, its actor does not train it.
+#: SAC of CALE (arXiv 2410.23810; Dopamine's labs/cale/configs/sac_cale_100k.gin) at 100k, without its ε-greedy
+#: exploration and with torch's ε in Adam: its trunk is SAC-AE's, its actor does not train it.
 _CALE_100K = {
     "autoencoder": "rae",
     "net_arch": (512,),
@@ -112,16 +114,14 @@ PRESETS = {
         {"size": (64, 64)},
         {"auxiliary": True},
     ),
-    "atari100k": Preset("dqn", "in the manner of DrQ(ε) and DER, see _DQN_100K", _DQN_100K),
+    "atari100k": Preset("dqn", "after DrQ(ε), see _DQN_100K", _DQN_100K),
     "atari100k+rae": Preset(
         "dqn",
         "atari100k with SAC-AE's trunk and its reconstruction as an auxiliary loss",
         {**_DQN_100K, "autoencoder": "rae_compact"},
         run={"auxiliary": True},
     ),
-    "cale100k": Preset(
-        "sac_ae", "CALE's SAC, and the reconstruction; without its ε-greedy start", _CALE_100K, {"reward_scale": 0.1}
-    ),
+    "cale100k": Preset("sac_ae", "CALE's SAC with a reconstruction, see _CALE_100K", _CALE_100K, {"reward_scale": 0.1}),
     "random": Preset("random", "uniform actions"),
     "sac_ae_smoke": SAC_AE_FAST.variant(
         "small, to see that it runs", net_arch=(64,), learning_starts=100, catch_up_updates=50, batch_size=32
