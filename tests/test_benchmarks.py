@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import auxiliary, codes, disentanglement, learning, replay, roofline, throughput
+from benchmarks.fitting import Fit
 
 
 @pytest.fixture
@@ -27,11 +28,11 @@ def read(path):
         return list(csv.DictReader(stream))
 
 
-def forbid_training(monkeypatch, script):
+def forbid_training(monkeypatch, cls):
     def train(run, *arguments):
         raise AssertionError(f"{run.folder} is trained again")
 
-    monkeypatch.setattr(script.Run, "train", train)
+    monkeypatch.setattr(cls, "train", train)
 
 
 def test_disentanglement_scores_variational_and_plain_autoencoders(run, monkeypatch, capsys):
@@ -51,7 +52,7 @@ def test_disentanglement_scores_variational_and_plain_autoencoders(run, monkeypa
         assert (curve[0]["kl"] == "") == (variant == "rae")
     assert (results / "traversals.png").stat().st_size > 0
 
-    forbid_training(monkeypatch, disentanglement)
+    forbid_training(monkeypatch, disentanglement.Run)
     capsys.readouterr()
     run(disentanglement, *flags)
     lines = capsys.readouterr().out.splitlines()
@@ -88,11 +89,11 @@ def test_codes_are_compared_on_frames_of_other_episodes(run, monkeypatch):
     assert len((results / "table.md").read_text().splitlines()) == 4
     assert (results / "codes.png").stat().st_size > 0
 
-    def drive(*arguments):
+    def collect(*arguments):
         raise AssertionError("frames are collected again")
 
-    forbid_training(monkeypatch, codes)
-    monkeypatch.setattr(codes, "drive", drive)
+    forbid_training(monkeypatch, Fit)
+    monkeypatch.setattr("benchmarks.frames.collect", collect)
     run(codes, *flags)
 
 
