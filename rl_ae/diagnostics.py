@@ -76,19 +76,23 @@ def describe_latents(latents: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def describe_autoencoder(autoencoder: Autoencoder, observations: Tensor) -> dict[str, Tensor]:
+def describe_autoencoder(
+    autoencoder: Autoencoder, observations: Tensor, target: Tensor | None = None
+) -> dict[str, Tensor]:
     """How well observations come back from their latents' modes, and what those latents are like.
 
     Args:
         autoencoder: The autoencoder.
         observations: Images (B, C, H, W) in [0, 1], or vectors (B, N).
+        target: What is to come back, the same shape; the observations if omitted.
 
     Returns:
         Detached scalars by name: ``psnr`` in dB, what :func:`describe_latents` returns, and for a Gaussian latent
         ``latent_kl``, the mean KL of a sample in nats before any free nats.
     """
     latent = autoencoder.encode(observations)
-    error = (autoencoder.decode(latent.mode) - observations).float().square().mean()
+    target = observations if target is None else target
+    error = (autoencoder.decode(latent.mode) - target).float().square().mean()
     perfect = torch.finfo(torch.float32).eps ** 2  # and no infinite PSNR
     described = {"psnr": psnr(error.clamp_min(perfect)), **describe_latents(latent.mode)}
     if isinstance(latent, GaussianLatent):

@@ -7,6 +7,7 @@ from conftest import DotEnv
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
 
+from rl_ae.losses import psnr
 from rl_ae.pixels import random_shift
 from rl_ae.sb3 import SACAE, TD3AE
 
@@ -52,6 +53,16 @@ def test_encoders_see_shifted_frames_and_decoders_return_them_unshifted(algorith
     assert not torch.equal(after.observations - before.observations, after.next_observations - before.next_observations)
     assert (after.targets - before.targets).abs().max() <= 1 / 32  # but for the noise within a level
     assert torch.equal(after.rewards, before.rewards)
+
+
+@pytest.mark.parametrize("reconstruct_shifted", [False, True])
+def test_psnr_is_of_what_the_decoder_is_to_return(reconstruct_shifted):
+    agent = make_agent(augmentation="random_shift", reconstruct_shifted=reconstruct_shifted, update="paper")
+    batch, autoencoder = sample(agent), agent.policy.autoencoder
+    wanted = batch.observations if reconstruct_shifted else batch.targets
+    error = (autoencoder.reconstruct(batch.observations) - wanted).square().mean()
+    described = agent._diagnose(batch, [], [])
+    torch.testing.assert_close(described["psnr"], psnr(error))
 
 
 def test_decoders_may_return_what_was_seen():

@@ -477,7 +477,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         metrics["ae_loss"] = metrics.pop("total")
         if diagnose:
             gradients = [parameter.grad for parameter in self._trunk_parameters()]
-            metrics |= self._diagnose(batch.observations, td_gradients, gradients)
+            metrics |= self._diagnose(batch, td_gradients, gradients)
         return metrics
 
     def _step_jointly(self, batch: Batch, target_q_values: Tensor) -> tuple[Encoding, dict[str, Tensor]]:
@@ -502,7 +502,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
                 both if td is None or both is None else both - td
                 for both, td in zip((parameter.grad for parameter in trunk), td_gradients, strict=True)
             ]
-            metrics |= self._diagnose(batch.observations, td_gradients, gradients)
+            metrics |= self._diagnose(batch, td_gradients, gradients)
         for optimizer in optimizers:
             optimizer.step()
         metrics |= self.learner.follow(evaluated)
@@ -572,10 +572,7 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             target_buffer.copy_(buffer)  # a codebook, which is an average already
 
     def _diagnose(
-        self,
-        observations: Observations,
-        td_gradients: Sequence[Tensor | None],
-        gradients: Sequence[Tensor | None],
+        self, batch: Batch, td_gradients: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
         """Is the encoder trained, by which loss, and what are its latents like?"""
         described = {
@@ -583,11 +580,15 @@ class AutoencoderAgent(OffPolicyAlgorithm):
             "ae_gradient_norm": total_norm(gradients),
             "gradient_cosine": gradient_cosine(td_gradients, gradients),
         }
+        unshifted = self.augmentation is not None and not self.reconstruct_shifted
+        # targets have lost bits, but where frames are shifted they are what is to come back
+        wanted = batch.targets if unshifted else batch.observations
         for name, autoencoder in self.policy.autoencoders.items():
-            own, prefix = (observations, "") if isinstance(observations, Tensor) else (observations[name], f"{name}/")
+            single = isinstance(batch.observations, Tensor)
+            own, target = (parts if single else parts[name] for parts in cast(Any, (batch.observations, wanted)))
             weights = next(autoencoder.parameters()).dtype
-            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own.to(weights))
-            described |= {f"{prefix}{metric}": value for metric, value in numbers.items()}
+            numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own.to(weights), target.to(weights))
+            described |= {metric if single else f"{name}/{metric}": value for metric, value in numbers.items()}
         return described
 
     def _trunk_parameters(self) -> Iterator[nn.Parameter]:
