@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -231,21 +230,28 @@ class HierarchicalLatent(_HierarchicalFields):
 
     A group's distributions exist only once z is chosen above it, so a latent is what they are made from: features of
     the observations, and the way down through the groups. Each method goes that way. What is drawn holds all groups in
-    a row, coarsest first and flattened; its KL is that along its own way.
+    a row, coarsest first and flattened; its KL is that along its own way, which is gone again unless it was the last.
 
     Attributes:
         features: Of the observations, a map (B, C, h, w) for each scale, coarsest first.
         top_down: Priors and posteriors of the groups.
     """
 
-    @cached_property
+    # a mode is asked for often, a draw's KL right after the draw
+    _of_mode: Descent | None = None
+    _latest: Descent | None = None
+
+    @property
     def mode(self) -> Tensor:
         """All groups' posterior means, each given the means above it, (B, F); computed when it is first asked for."""
-        return self.top_down(self.features, lambda _, group: group.mean).z
+        if not _has_graph(self._of_mode):
+            self._of_mode = self._descend(lambda _, group: group.mean)
+        assert self._of_mode is not None
+        return self._of_mode.z
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """All groups' draws, each given the draws above it, (B, F); gradients reach all parameters."""
-        return self.top_down(self.features, lambda _, group: group.sample(generator)).z
+        return self._descend(lambda _, group: group.sample(generator)).z
 
     def groups(self, z: Tensor | None = None) -> tuple[ResidualGaussian, ...]:
         """Each group's prior and posterior on the way that led to z (B, F), or to the mode.
@@ -253,8 +259,12 @@ class HierarchicalLatent(_HierarchicalFields):
         Raises:
             ValueError: If z is not (B, F).
         """
-        parts = split_groups(self.mode if z is None else z, self.top_down.shapes)
-        return self.top_down(self.features, lambda index, _: parts[index]).groups
+        z = self.mode if z is None else z
+        for known in (self._latest, self._of_mode):
+            if known is not None and known.z is z and _has_graph(known):
+                return known.groups
+        parts = split_groups(z, self.top_down.shapes)
+        return self._descend(lambda index, _: parts[index]).groups
 
     def kl(self, z: Tensor | None = None) -> Tensor:
         """KL of each group's posterior to its prior in nats, (B, L) for L groups, coarsest first.
@@ -280,6 +290,15 @@ class HierarchicalLatent(_HierarchicalFields):
             for group, part in zip(self.groups(z), parts, strict=True)
         ]
         return torch.stack(ratios).sum(dim=0)
+
+    def _descend(self, choose: Callable[[int, ResidualGaussian], Tensor]) -> Descent:
+        self._latest = self.top_down(self.features, choose)
+        return self._latest
+
+
+def _has_graph(descent: Descent | None) -> bool:
+    """Whether a descent can stand for a new one: gradients reach it, or nobody wants any."""
+    return descent is not None and (descent.z.requires_grad or not torch.is_grad_enabled())
 
 
 def split_groups(z: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
