@@ -35,7 +35,7 @@ def squares(count, seed):
 
 
 def small(name):
-    """The variant with less to compute; the capacity, 0 at first by definition, and the KL's weight rise in 100 updates."""
+    """The variant with less to compute; what rises from 0, a capacity or the KL's weight, does so in 100 updates."""
     smaller = {
         "sqvae": {"codes": 64},
         "vqvae": {"codes": 64},
