@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import DotEnv
@@ -13,6 +14,7 @@ from rl_ae.analysis import plot_samples
 from rl_ae.latents import Descent, GaussianLatent, HierarchicalLatent, ResidualGaussian, split_groups
 from rl_ae.losses import HierarchicalLoss, balance_weights, psnr
 from rl_ae.sb3 import SACAE, AutoencoderExtractor, AuxiliaryLossCallback
+from rl_ae.sb3.export import OnnxPolicy, export_onnx
 
 TINY = HierarchicalConfig(base_channels=8, halvings=2, groups=(1, 1), latent_channels=2, warmup_steps=100)
 SHAPE = (1, 8, 8)
@@ -300,8 +302,9 @@ def test_the_loss_charges_the_way_of_the_draw():
 
 def test_it_learns_with_more_than_one_active_group():
     torch.manual_seed(0)
-    learner = create_learner(HierarchicalConfig(**{**vars(TINY), "latent_channels": 4}), (1, 16, 16))
-    for step in range(250):
+    config = HierarchicalConfig(**{**vars(TINY), "latent_channels": 4, "warmup_steps": 60})
+    learner = create_learner(config, (1, 16, 16))
+    for step in range(160):
         learner.update(squares(16, step))
     held_out = squares(64, 999)
     metrics = learner.evaluate(held_out)
@@ -338,6 +341,19 @@ def test_a_stock_agent_trains_it():
     callback = AuxiliaryLossCallback()
     agent.learn(14, callback=callback)
     assert all(not torch.equal(old, new) for old, new in zip(before, encoder.parameters(), strict=True))
+
+
+def test_a_policy_of_its_latent_is_exported(tmp_path):
+    agent = SACAE(
+        *("CnnPolicy", DotEnv((1, 12, 12))),
+        autoencoder=TINY,
+        policy_kwargs={"net_arch": [8], "actor_input": "latent"},
+        buffer_size=5,
+        seed=0,
+    )
+    policy = OnnxPolicy(export_onnx(agent, tmp_path / "policy.onnx"))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 1, 12, 12), dtype=np.uint8)
+    assert np.allclose(policy.predict(frames)[0], agent.predict(frames, deterministic=True)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("update", ["paper", "fused"])

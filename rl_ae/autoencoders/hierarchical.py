@@ -227,7 +227,7 @@ class Groups(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], choose: Callable[[int, ResidualGaussian], Tensor]) -> Descent:
-        return self._descend(len(features[0]), features, choose)
+        return self._descend(features[0].shape[0], features, choose)  # not len, which a traced graph would keep
 
     def prior(self, batch: int, choose: Callable[[int, ResidualGaussian], Tensor]) -> Descent:
         """Go down without an image: every posterior is its prior.
