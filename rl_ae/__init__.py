@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConvVAEConfig,
         FactorConfig,
         FSQConfig,
+        HierarchicalConfig,
         RAEConfig,
         SQVAEConfig,
         VAEConfig,
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
         WorldModelsConfig,
     )
     from rl_ae.factory import create_autoencoder, create_encoder, create_learner, create_loss, resolve_config
-    from rl_ae.latents import DeterministicLatent, GaussianLatent, Latent, QuantizedLatent, StochasticLatent
+    from rl_ae.latents import (
+        DeterministicLatent,
+        GaussianLatent,
+        HierarchicalLatent,
+        Latent,
+        QuantizedLatent,
+        StochasticLatent,
+    )
     from rl_ae.learner import RepresentationLearner
 
 __version__ = "0.1.0"
@@ -50,6 +58,8 @@ __all__ = [
     "FSQConfig",
     "FactorConfig",
     "GaussianLatent",
+    "HierarchicalConfig",
+    "HierarchicalLatent",
     "Latent",
     "QuantizedLatent",
     "RAEConfig",

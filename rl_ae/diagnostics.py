@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Autoencoder
-from rl_ae.latents import GaussianLatent
+from rl_ae.latents import GaussianLatent, HierarchicalLatent
 from rl_ae.losses import active_units, psnr
 
 __all__ = [
@@ -87,15 +87,16 @@ def describe_autoencoder(
         target: What is to come back, the same shape; the observations if omitted.
 
     Returns:
-        Detached scalars by name: ``psnr`` in dB, what :func:`describe_latents` returns, and for a Gaussian latent
-        ``latent_kl``, the mean KL of a sample in nats before any free nats.
+        Detached scalars by name: ``psnr`` in dB, what :func:`describe_latents` returns, and for a Gaussian or
+        hierarchical latent ``latent_kl``, the mean KL of a sample in nats before any free nats; of a hierarchy, that on
+        the way to the mode.
     """
     latent = autoencoder.encode(observations)
     target = observations if target is None else target
     error = (autoencoder.decode(latent.mode) - target).float().square().mean()
     perfect = torch.finfo(torch.float32).eps ** 2  # and no infinite PSNR
     described = {"psnr": psnr(error.clamp_min(perfect)), **describe_latents(latent.mode)}
-    if isinstance(latent, GaussianLatent):
+    if isinstance(latent, GaussianLatent | HierarchicalLatent):
         described["latent_kl"] = latent.kl().sum(dim=1).mean()
     return described
 

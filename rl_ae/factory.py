@@ -18,6 +18,7 @@ from rl_ae.autoencoders import (
     ConvAutoencoder,
     ConvVAE,
     Encoder,
+    HierarchicalVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -32,6 +33,7 @@ from rl_ae.configs import (
     FactorConfig,
     FSQConfig,
     GaussianConfig,
+    HierarchicalConfig,
     ObservationShape,
     RAEConfig,
     SQVAEConfig,
@@ -41,7 +43,18 @@ from rl_ae.configs import (
     named_config,
 )
 from rl_ae.learner import RepresentationLearner
-from rl_ae.losses import BetaBLoss, BTCLoss, Discriminator, FactorLoss, Loss, RAELoss, SQLoss, VAELoss, VQLoss
+from rl_ae.losses import (
+    BetaBLoss,
+    BTCLoss,
+    Discriminator,
+    FactorLoss,
+    HierarchicalLoss,
+    Loss,
+    RAELoss,
+    SQLoss,
+    VAELoss,
+    VQLoss,
+)
 
 #: What stands for an autoencoder: a name in :data:`~rl_ae.configs.CONFIGS`, a config, a class of one's own, or the
 #: folder (or Hub id, as ``Autoencoder.from_pretrained`` takes it) of a saved one.
@@ -62,6 +75,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
     SQVAEConfig: (SQVAE, SQVAE),
     VQVAEConfig: (VQVAE, VQVAE),
     FSQConfig: (FSQVAE, FSQVAE),
+    HierarchicalConfig: (HierarchicalVAE, HierarchicalVAE),
 }
 
 #: Config → its loss, a sum over an observation; a config finds the entry of its nearest base.
@@ -83,6 +97,9 @@ LOSSES: dict[type[AutoencoderConfig], Callable[[Any], Loss]] = {
     SQVAEConfig: lambda config: SQLoss(config.codes, config.beta),
     VQVAEConfig: lambda config: VQLoss(config.codes, config.commitment_weight),
     FSQConfig: lambda config: VQLoss(math.prod(config.levels), commitment_weight=0.0),
+    HierarchicalConfig: lambda config: HierarchicalLoss(
+        config.groups, config.beta, config.free_nats, config.warmup_steps
+    ),
 }
 
 

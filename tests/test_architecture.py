@@ -30,6 +30,7 @@ FORBIDDEN = {
     "rl_ae.autoencoders": (
         *("rl_ae.learner", "rl_ae.factory", "rl_ae.adversary", "rl_ae.losses.base", "rl_ae.losses.deterministic"),
         *("rl_ae.losses.gaussian", "rl_ae.losses.disentangling", "rl_ae.losses.quantized"),
+        "rl_ae.losses.hierarchical",
     ),
     "rl_ae.likelihoods": ("rl_ae",),
     "rl_ae.networks": ("rl_ae.autoencoders", "rl_ae.losses", "rl_ae.learner", "rl_ae.factory"),

@@ -35,12 +35,13 @@ def squares(count, seed):
 
 
 def small(name):
-    """The variant with less to compute, and with the capacity, 0 at first by definition, rising in 100 updates."""
+    """The variant with less to compute; what rises from 0, a capacity or the KL's weight, does so in 100 updates."""
     smaller = {
         "sqvae": {"codes": 64},
         "vqvae": {"codes": 64},
         "factor": {"discriminator_hidden": 64},
         "beta_b": {"capacity_steps": 100},
+        "hierarchical": {"base_channels": 8, "groups": (1, 1), "warmup_steps": 100},
     }
     return dataclasses.replace(CONFIGS[name], **smaller.get(name, {}))
 

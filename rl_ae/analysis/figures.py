@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl_ae.autoencoders import VAE, Autoencoder
-from rl_ae.configs import CONFIGS, GaussianConfig
+from rl_ae.autoencoders import VAE, Autoencoder, HierarchicalVAE
+from rl_ae.configs import CONFIGS, GaussianConfig, HierarchicalConfig
 from rl_ae.latents import GaussianLatent, Latent, QuantizedLatent, StochasticLatent
 from rl_ae.losses import psnr
 from rl_ae.pixels import to_uint8
@@ -206,8 +206,9 @@ def plot_samples(
     """Decoded draws of the prior, mean images, row by row in a square.
 
     Args:
-        autoencoder: A :class:`~rl_ae.autoencoders.VAE` of images. Points have no prior. Codes drawn independently of
-            each other, which is the only prior that a quantised autoencoder is trained with, decode to noise.
+        autoencoder: A :class:`~rl_ae.autoencoders.VAE` or a :class:`~rl_ae.autoencoders.HierarchicalVAE` of images.
+            Points have no prior. Codes drawn independently of each other, which is the only prior that a quantised
+            autoencoder is trained with, decode to noise.
         count: Images, ≥ 1.
         generator: Of the draws, on the CPU; torch's global one if omitted.
         frame_channels: Channels of the frame that is shown of a stack, 1 or 3; 3 if C is a multiple of it, else 1.
@@ -215,8 +216,9 @@ def plot_samples(
     Raises:
         ValueError: If the autoencoder has no prior to draw from or encodes vectors, or ``count`` is below 1.
     """
-    if not isinstance(autoencoder, VAE):
-        with_prior = sorted(name for name, config in CONFIGS.items() if isinstance(config, GaussianConfig))
+    if not isinstance(autoencoder, VAE | HierarchicalVAE):
+        priors = GaussianConfig | HierarchicalConfig
+        with_prior = sorted(name for name, config in CONFIGS.items() if isinstance(config, priors))
         raise ValueError(
             f"{type(autoencoder).__name__} has no prior to draw samples from; these have one: {', '.join(with_prior)}"
         )

@@ -3,6 +3,7 @@
 from rl_ae.autoencoders.base import Autoencoder, Encoder
 from rl_ae.autoencoders.deterministic import ConvAutoencoder, DeterministicOutput, VectorAutoencoder
 from rl_ae.autoencoders.gaussian import VAE, BurgessVAE, ConvVAE, GaussianOutput, VectorVAE, WorldModelsVAE
+from rl_ae.autoencoders.hierarchical import HierarchicalOutput, HierarchicalVAE
 from rl_ae.autoencoders.quantized import FSQVAE, SQVAE, VQVAE, QuantizedOutput, StochasticOutput
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "DeterministicOutput",
     "Encoder",
     "GaussianOutput",
+    "HierarchicalOutput",
+    "HierarchicalVAE",
     "QuantizedOutput",
     "StochasticOutput",
     "VectorAutoencoder",

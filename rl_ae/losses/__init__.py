@@ -14,6 +14,7 @@ from rl_ae.losses.disentangling import (
     stratified_weights,
 )
 from rl_ae.losses.gaussian import BetaBLoss, BetaHLoss, VAELoss, active_units, free_nats, kl_standard_normal
+from rl_ae.losses.hierarchical import HierarchicalLoss, balance_weights
 from rl_ae.losses.quantized import SQLoss, VQLoss, code_kl, commitment, perplexity, quantization_error
 from rl_ae.losses.reconstruction import (
     bernoulli_nll,
@@ -33,6 +34,7 @@ __all__ = [
     "Decomposition",
     "Discriminator",
     "FactorLoss",
+    "HierarchicalLoss",
     "Loss",
     "LossBreakdown",
     "RAELoss",
@@ -40,6 +42,7 @@ __all__ = [
     "VAELoss",
     "VQLoss",
     "active_units",
+    "balance_weights",
     "bernoulli_nll",
     "code_kl",
     "commitment",
