@@ -15,6 +15,7 @@ from rl_ae.losses.disentangling import (
     stratified_weights,
 )
 from rl_ae.losses.gaussian import BetaBLoss, BetaHLoss, VAELoss, active_units, free_nats, kl_standard_normal
+from rl_ae.losses.gram import EMATeacher, GramLoss, gram_loss
 from rl_ae.losses.quantized import SQLoss, VQLoss, code_kl, commitment, perplexity, quantization_error
 from rl_ae.losses.reconstruction import (
     bernoulli_nll,
@@ -35,7 +36,9 @@ __all__ = [
     "BetaHLoss",
     "Decomposition",
     "Discriminator",
+    "EMATeacher",
     "FactorLoss",
+    "GramLoss",
     "LogisticMixture",
     "Loss",
     "LossBreakdown",
@@ -54,6 +57,7 @@ __all__ = [
     "exponential_schedule",
     "free_nats",
     "gaussian_nll",
+    "gram_loss",
     "kl_standard_normal",
     "laplace_nll",
     "latent_l2",
