@@ -111,7 +111,7 @@ class LogisticMixture:
             ValueError: If its shape differs, or a value is not a level.
         """
         levels = self._levels(target).unflatten(1, (-1, self.frame_channels)).unsqueeze(3)  # (B, F, c, 1, H, W)
-        top = 2.0**self.bits - 1.0
+        top = self._top
         # in half bins, distances on [-1, 1] times the top: points and edges are integers there
         points = (2.0 * levels - top).unbind(2)
         logits, means, log_scales, coeffs = self._frames()
@@ -149,7 +149,7 @@ class LogisticMixture:
         # the difference of two Gumbel variables is logistic
         noise = _gumbel(means, generator) - _gumbel(means, generator)
         locations = means + temperature * log_scales.exp() * noise  # (B, F, c, 1, H, W)
-        top = 2.0**self.bits - 1.0
+        top = self._top
         levels: list[Tensor] = []
         for channel in range(self.frame_channels):
             points = [2.0 * level / top - 1.0 for level in levels]
@@ -164,6 +164,11 @@ class LogisticMixture:
     @property
     def _parameters(self) -> MixtureParameters:
         return MixtureParameters(self.logit_probs, self.means, self.log_scales, self.coeffs)
+
+    @property
+    def _top(self) -> float:
+        """The highest level."""
+        return 2.0**self.bits - 1.0
 
     def _frames(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (B, F, K, H, W), means, log-scales and coefficients (B, F, c, K, H, W): F frames of c channels."""
@@ -180,7 +185,7 @@ class LogisticMixture:
             raise ValueError(f"expected targets {(batch, channels, height, width)}, got {tuple(target.shape)}")
         if not target.is_floating_point():
             raise TypeError(f"expected floats in [0, 1], got {target.dtype}: scale frames with rl_ae.pixels.to_unit")
-        top = 2.0**self.bits - 1.0
+        top = self._top
         scaled = target.detach().to(torch.promote_types(target.dtype, torch.float32)) * top
         levels = scaled.round()
         # near 1 a type rounds by a quarter of its epsilon: half a level of 255 in bfloat16, which is just enough

@@ -208,9 +208,10 @@ def step(module):
     module.seen += 1
 
 
-def test_the_teacher_is_a_moving_average():
+@pytest.mark.parametrize("decay", [0.9, 0.5])
+def test_the_teacher_is_a_moving_average(decay):
     student = student_module()
-    teacher = EMATeacher(student, decay=0.9)
+    teacher = EMATeacher(student, decay)
     start = [parameter.clone() for parameter in student.parameters()]
     assert all(map(torch.equal, start, teacher.parameters()))
     history = []
@@ -219,7 +220,8 @@ def test_the_teacher_is_a_moving_average():
         history.append([parameter.clone() for parameter in student.parameters()])
         teacher.update(student)
     for average, first, second, third in zip(teacher.parameters(), start, *history, strict=True):
-        assert torch.allclose(average, 0.81 * first + 0.09 * second + 0.1 * third, atol=1e-6)
+        expected = decay**2 * first + (1.0 - decay) * (decay * second + third)
+        assert torch.allclose(average, expected, atol=1e-6)
     assert teacher.module.seen == 2
     assert all(map(torch.equal, history[-1], student.parameters()))
 

@@ -363,6 +363,7 @@ def test_head_decodes_what_it_documents(channels, frame_channels):
     frames = decoded.logit_probs.unflatten(1, (-1, frame_channels))
     assert torch.equal(frames, frames[:, :, :1].expand_as(frames))
     assert head.conv.out_channels == (10 if frame_channels == 3 else 3) * 5 * channels // frame_channels
+    assert head(1000.0 * torch.randn(2, 6, 9, 13)).coeffs.abs().max() <= 1.0
     assert decoded.coeffs.abs().max() < 1.0 and bool(decoded.coeffs.any()) == (frame_channels == 3)
     distribution = head.likelihood(*decoded)
     assert distribution.frame_channels == frame_channels and distribution.bits == 8
