@@ -311,14 +311,17 @@ class DiffusionConfig(DensityConfig):
     """A VAE that decodes by diffusion (arXiv 2006.11239, 2111.15640); needs the extra ``diffusion``.
 
     Attributes:
+        beta: Weight of the KL. Not 1, because the loss is no bound on a density but with ``weighting="elbo"``: most
+            noise levels leave enough of an image to need no latent, and a KL of weight 1 emptied it.
         diffusion_steps: T, the noise levels of training.
         decode_steps: Steps of DDIM (arXiv 2010.02502) that :meth:`~rl_ae.autoencoders.DiffusionVAE.decode` takes; a
-            divisor of T. One step returns the mean image of a latent, more a sharper one.
+            divisor of T. One step returns the mean image of a latent, more one that looks like a draw.
         sample_steps: Steps that a sample takes; a divisor of T.
         weighting: Of the noise levels in the loss: ``"velocity"``, or ``"elbo"`` for a bound on the density; see
             :class:`~rl_ae.autoencoders.DiffusionLikelihood`.
     """
 
+    beta: float = 0.1
     diffusion_steps: int = 1000
     decode_steps: int = 1
     sample_steps: int = 50

@@ -21,6 +21,8 @@ from rl_ae.autoencoders import (
     BurgessVAE,
     ConvAutoencoder,
     ConvVAE,
+    DiffusionVAE,
+    FlowVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -41,7 +43,7 @@ SIZES = [
 ]
 #: Trunks of the class that the others test with SAC-AE's.
 SMALL_TRUNKS = ["rae_compact", "rae_patch"]
-IMAGE_CLASSES = [ConvAutoencoder, BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE, VQVAE, FSQVAE]
+IMAGE_CLASSES = [ConvAutoencoder, BurgessVAE, ConvVAE, WorldModelsVAE, FlowVAE, DiffusionVAE, SQVAE, VQVAE, FSQVAE]
 VECTOR_CLASSES = [VectorAutoencoder, VectorVAE, SQVAE, VQVAE, FSQVAE]
 
 
@@ -133,7 +135,7 @@ def test_encoding_is_pure(cls, shape):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("cls", [BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE])
+@pytest.mark.parametrize("cls", [BurgessVAE, ConvVAE, WorldModelsVAE, FlowVAE, DiffusionVAE, SQVAE])
 def test_stochastic_in_training_and_deterministic_in_evaluation(cls):
     autoencoder = build(cls, (3, 32, 32))
     observations = torch.rand(2, 3, 32, 32)
@@ -316,6 +318,8 @@ def test_unscaled_frames_and_wrong_shapes_are_refused():
     [
         ("conv_vae", (512,), r"ConvVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
         ("wm_vae", (512,), r"WorldModelsVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
+        ("flow", (512,), r"FlowVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
+        ("diffusion", (512,), r"DiffusionVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
         ("vae", (64, 64), r"got \(64, 64\)"),
         ("rae", (3, 7, 64), r"at least 8×8 pixels, got shape \(3, 7, 64\)"),
         ("vae", (0,), r"must be ≥ 1, got \(0,\)"),
@@ -345,7 +349,8 @@ def test_the_library_for_codes_is_named_when_it_is_missing():
 
 def test_names_build_the_form_of_the_shape():
     images = {name: type(create_autoencoder(name, (3, 16, 16))) for name in CONFIGS}
-    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in ("conv_vae", "wm_vae")}
+    of_images_alone = ("conv_vae", "wm_vae", "flow", "diffusion")
+    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in of_images_alone}
     gaussian = {"vae", "beta_h", "beta_b", "factor", "btcvae"}
     assert {name for name, cls in images.items() if cls is BurgessVAE} == gaussian
     assert {name for name, cls in vectors.items() if cls is VectorVAE} == gaussian
@@ -353,7 +358,7 @@ def test_names_build_the_form_of_the_shape():
     assert {name for name, cls in images.items() if cls is ConvAutoencoder} == deterministic
     assert {name for name, cls in vectors.items() if cls is VectorAutoencoder} == deterministic
     assert (images["sqvae"], images["vqvae"], images["fsq"]) == (SQVAE, VQVAE, FSQVAE)
-    assert (images["conv_vae"], images["wm_vae"]) == (ConvVAE, WorldModelsVAE)
+    assert [images[name] for name in of_images_alone] == [ConvVAE, WorldModelsVAE, FlowVAE, DiffusionVAE]
 
 
 def test_classes_take_the_fields_of_their_config():

@@ -41,6 +41,8 @@ def small(name):
         "vqvae": {"codes": 64},
         "factor": {"discriminator_hidden": 64},
         "beta_b": {"capacity_steps": 100},
+        "flow": {"couplings": 2, "condition_maps": 4, "density_filters": 8},
+        "diffusion": {"condition_maps": 4, "density_filters": 8},
     }
     return dataclasses.replace(CONFIGS[name], **smaller.get(name, {}))
 
