@@ -217,6 +217,8 @@ def test_reconstructions_repeat_and_leave_the_generator_alone():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+# torch warns itself, while it traces a function with a gradient of its own
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_parts_return_the_same():
     autoencoder = create_autoencoder(dataclasses.replace(SMALL, decode_steps=2), SHAPE).eval()
     torch.nn.init.normal_(autoencoder.output.network.to_velocity.weight)

@@ -209,6 +209,8 @@ def test_reconstructions_need_no_noise_and_leave_the_generator_alone():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+# torch warns itself, while it traces a function with a gradient of its own
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_parts_return_the_same():
     autoencoder = create_autoencoder(SMALL, (3, 9, 12)).eval()
     images = torch.rand(2, 3, 9, 12)
@@ -220,28 +222,27 @@ def test_compiled_parts_return_the_same():
 
 
 def test_couplings_learn_what_a_gaussian_cannot():
-    """Four pixels that share their brightness, told by no latent: the exact entropy is known."""
+    """Two pixels that share their brightness, told by no latent: the entropies are known."""
     common, own = 0.2, 0.05
-    covariance = common**2 * torch.ones(4, 4) + own**2 * torch.eye(4)
-    data = torch.distributions.MultivariateNormal(torch.full((4,), 0.5), covariance)
-    losses = {}
-    for couplings in (0, 2):
+    covariance = common**2 * torch.ones(2, 2) + own**2 * torch.eye(2)
+    data = torch.distributions.MultivariateNormal(torch.full((2,), 0.5), covariance)
+    losses = []
+    for couplings in (0, 1):
         torch.manual_seed(0)
-        flow = ConditionalFlow((1, 2, 2), condition_maps=1, couplings=couplings, filters=8)
-        maps = torch.zeros(1, 3, 2, 2, requires_grad=True)
-        optimizer = torch.optim.Adam([maps, *flow.parameters()], lr=2e-2)
+        flow = ConditionalFlow((1, 1, 2), condition_maps=1, couplings=couplings, filters=8)
+        maps = torch.zeros(1, 3, 1, 2, requires_grad=True)
+        optimizer = torch.optim.Adam([maps, *flow.parameters()])
         for step in range(200):
-            optimizer.param_groups[0]["lr"] = 2e-2 * (1.0 - step / 200)
-            loss = -flow(maps.expand(256, -1, -1, -1)).log_prob(data.sample((256,)).reshape(-1, 1, 2, 2)).mean()
+            optimizer.param_groups[0]["lr"] = 3e-2 * (1.0 - step / 200)
+            loss = -flow(maps.expand(128, -1, -1, -1)).log_prob(data.sample((128,)).reshape(-1, 1, 1, 2)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        held_out = data.sample((4000,)).reshape(-1, 1, 2, 2)
-        losses[couplings] = -flow(maps.expand(4000, -1, -1, -1)).log_prob(held_out).mean().item()
-    independent = 2.0 * math.log(2.0 * math.pi * math.e * (common**2 + own**2))
-    assert losses[0] == pytest.approx(independent, abs=0.1)
-    assert losses[2] == pytest.approx(data.entropy().item(), abs=0.3)
-    assert losses[2] < losses[0] - 2.5
+        held_out = data.sample((4000,)).reshape(-1, 1, 1, 2)
+        losses.append(-flow(maps.expand(4000, -1, -1, -1)).log_prob(held_out).mean().item())
+    independent = math.log(2.0 * math.pi * math.e * (common**2 + own**2))
+    assert losses == pytest.approx([independent, data.entropy().item()], abs=0.1)
+    assert losses[1] < losses[0] - 0.8
 
 
 def test_it_learns_to_see():
