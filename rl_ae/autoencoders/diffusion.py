@@ -183,7 +183,7 @@ class Diffusion(nn.Module):
     def denoise(self, noise: Tensor, maps: Tensor, steps: int) -> Tensor:
         """Noise (B, C, H, W) to images near [0, 1], by deterministic DDIM (arXiv 2010.02502, eq. 12 with σ = 0)."""
         self.scheduler.set_timesteps(steps)
-        images = noise
+        images: Tensor = noise
         for level in self.scheduler.timesteps.tolist():
             levels = torch.full((len(noise),), level, device=noise.device)
             images = self.scheduler.step(self.predict(images, maps, levels), level, images).prev_sample

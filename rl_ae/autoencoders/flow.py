@@ -73,9 +73,10 @@ class FlowLikelihood(NamedTuple):
             temperature: The noise's standard deviation, ≥ 0; below 1 draws are likelier and alike.
         """
         shape = (len(self.maps), *self.flow.observation_shape)
-        kind = {"dtype": self.flow.checkerboard.dtype, "device": self.maps.device}
-        noise = torch.randn(shape, generator=generator, **kind) if temperature > 0.0 else torch.zeros(shape, **kind)
-        return self.flow.to_image(temperature * noise, self.maps)
+        noise = torch.zeros(shape, dtype=self.flow.checkerboard.dtype, device=self.maps.device)
+        if temperature > 0.0:
+            noise.normal_(std=temperature, generator=generator)
+        return self.flow.to_image(noise, self.maps)
 
 
 class ConditionalFlow(nn.Module):
@@ -183,7 +184,8 @@ class ChannelMix(nn.Module):
         lower, upper = self.factors()
         columns = (mixed - self.bias[:, None, None]).flatten(start_dim=2)  # (B, C, H·W)
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, columns, upper=True).reshape(mixed.shape)
+        values: Tensor = torch.linalg.solve_triangular(upper, columns, upper=True)
+        return values.reshape(mixed.shape)
 
 
 class Coupling(nn.Module):

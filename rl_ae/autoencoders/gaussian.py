@@ -103,7 +103,7 @@ class VAE(Autoencoder):
         return encoder
 
     @classmethod
-    def make_output(cls, config: GaussianConfig) -> nn.Module:
+    def make_output(cls, config: Any) -> nn.Module:
         images = len(cls.check_shape(config.observation_shape)) == 3
         name = config.likelihood or ("bernoulli" if images else "squared_error")
         return LikelihoodHead(name, config.scale, squash=images)
