@@ -255,6 +255,91 @@ class WorldModelsConfig(VAEConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DensityConfig(VAEConfig):
+    """What VAEs share whose decoder is a density model of its own: the trunk of ``conv_vae`` and its mirror.
+
+    Their ``likelihood`` is that model, and ``scale`` has no meaning.
+
+    Attributes:
+        condition_maps: Maps (H, W) decoded from the latent that the density model reads beside the image.
+        density_filters: Channels inside its networks.
+    """
+
+    conv: ConvConfig = ConvVAEConfig.conv
+    hidden: tuple[int, ...] = ()
+    encoder_learning_rate: float = 1e-3
+    decoder_learning_rate: float = 1e-3
+    condition_maps: int = 16
+    density_filters: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, positive=("condition_maps", "density_filters"))
+        if self.likelihood is not None or self.scale != VAEConfig.scale:
+            raise ValueError(
+                f"the decoder of a {type(self).__name__} is its likelihood: leave likelihood and scale out, got "
+                f"{self.likelihood!r} and {self.scale}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowConfig(DensityConfig):
+    """A VAE that decodes by a conditional normalising flow: RealNVP (arXiv 1605.08803), Glow (arXiv 1807.03039).
+
+    Attributes:
+        target_bits: Bit depth of the images that it is the density of. Uniform noise fills the levels, because a
+            density of levels alone grows without bound. 5 as in SAC-AE and in Glow's largest images; 8 for the bits per
+            dimension of whole frames.
+        couplings: Affine couplings, each behind a mixing of the channels; 0 leaves a Gaussian.
+    """
+
+    target_bits: int | None = 5
+    couplings: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, non_negative=("couplings",))
+        if self.target_bits is None:
+            raise ValueError(
+                "target_bits must be between 1 and 8, got None: a flow's density of levels that no noise fills grows "
+                "without bound"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(DensityConfig):
+    """A VAE that decodes by diffusion (arXiv 2006.11239, 2111.15640); needs the extra ``diffusion``.
+
+    Attributes:
+        beta: Weight of the KL. Not 1, because the loss is no bound on a density but with ``weighting="elbo"``: most
+            noise levels leave enough of an image to need no latent, and a KL of weight 1 emptied it.
+        diffusion_steps: T, the noise levels of training.
+        decode_steps: Steps of DDIM (arXiv 2010.02502) that :meth:`~rl_ae.autoencoders.DiffusionVAE.decode` takes; a
+            divisor of T. One step returns the mean image of a latent, more one that looks like a draw.
+        sample_steps: Steps that a sample takes; a divisor of T.
+        weighting: Of the noise levels in the loss: ``"velocity"``, or ``"elbo"`` for a bound on the density; see
+            :class:`~rl_ae.autoencoders.DiffusionLikelihood`.
+    """
+
+    beta: float = 0.1
+    diffusion_steps: int = 1000
+    decode_steps: int = 1
+    sample_steps: int = 50
+    weighting: Literal["velocity", "elbo"] = "velocity"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, positive=("diffusion_steps", "decode_steps", "sample_steps"))
+        for name in ("decode_steps", "sample_steps"):
+            if self.diffusion_steps % getattr(self, name) != 0:  # else DDIM would end before the noise does
+                raise ValueError(
+                    f"{name} must divide diffusion_steps = {self.diffusion_steps}, got {getattr(self, name)}"
+                )
+        if self.weighting not in ("velocity", "elbo"):
+            raise ValueError(f"weighting must be 'velocity' or 'elbo', got {self.weighting!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BetaHConfig(VAEConfig):
     """β-VAE (Higgins et al., ICLR 2017)."""
 
@@ -492,6 +577,8 @@ CONFIGS: dict[str, AutoencoderConfig] = {
     "vae": VAEConfig(),
     "conv_vae": ConvVAEConfig(),
     "wm_vae": WorldModelsConfig(),
+    "flow": FlowConfig(),
+    "diffusion": DiffusionConfig(),
     "beta_h": BetaHConfig(),
     "beta_b": BetaBConfig(),
     "factor": FactorConfig(),

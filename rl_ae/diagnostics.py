@@ -3,6 +3,7 @@
 Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from rl_ae.autoencoders import Autoencoder
 from rl_ae.latents import GaussianLatent, HierarchicalLatent
+from rl_ae.likelihoods import Likelihood
 from rl_ae.losses import active_units, bits_per_dimension, psnr
+from rl_ae.pixels import dequantize
 
 __all__ = [
     "active_units",
@@ -21,6 +24,7 @@ __all__ = [
     "gradient_cosine",
     "gradient_norm",
     "latent_norm",
+    "level_log_prob",
     "total_norm",
 ]
 
@@ -95,6 +99,34 @@ def describe_autoencoder(
     if isinstance(latent, GaussianLatent | HierarchicalLatent):
         described["latent_kl"] = latent.kl().sum(dim=1).mean()
     return described
+
+
+def level_log_prob(
+    likelihood: Likelihood, images: Tensor, bits: int = 8, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Log-probability of grey levels under a density, in nats, (B,): in expectation a lower bound of it.
+
+    A level's probability is the integral of the density over its width :math:`2^{-bits}`, and by Jensen's inequality
+    :math:`\log P(k) \ge E_u[\log p((k + u) / 2^{bits})] - C H W\,bits \log 2` with uniform u (Theis et al., arXiv
+    1511.01844, eq. 10 to 13). Minus it, :func:`bits_per_dimension` makes comparable what is said about the same levels.
+
+    Args:
+        likelihood: With a density of images in [0, 1]; one without its constant, as a
+            :class:`~rl_ae.likelihoods.SquaredError`, has none.
+        images: (B, C, H, W), multiples of 1/255 in [0, 1].
+        bits: Bits of the levels, 1 to 8; finer ones are dropped.
+        generator: Of the noise, on the images' device; torch's global one if omitted.
+
+    Raises:
+        ValueError: If the images are not on the grid of 8 bits, or ``bits`` is out of range.
+    """
+    levels = 255.0 * images
+    distance = (levels - levels.round().clamp(0.0, 255.0)).abs().max().item()
+    if not distance < 0.01:
+        raise ValueError(f"expected multiples of 1/255 in [0, 1], got images up to {distance:.3g} levels away from any")
+    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    elements = math.prod(images.shape[1:])
+    return likelihood.log_prob(dequantize(images, bits, noise)) - elements * bits * math.log(2.0)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

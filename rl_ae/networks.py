@@ -153,10 +153,16 @@ class ConvMirror(nn.Module):
         project: From latents (B, D) to the trunk's last maps, or to as many numbers.
         observation_shape: (C, H, W), to which the output is cropped where the trunk padded its input.
         centre: Added to the output. SAC-AE's decoder aims at images shifted to [-0.5, 0.5], ours at [0, 1].
+        channels: Maps to return instead of C, for what reads more of an image than its mean.
     """
 
     def __init__(
-        self, trunk: ConvTrunk, project: nn.Module, observation_shape: tuple[int, int, int], centre: float
+        self,
+        trunk: ConvTrunk,
+        project: nn.Module,
+        observation_shape: tuple[int, int, int],
+        centre: float,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.feature_shape = trunk.shapes[-1]
@@ -166,6 +172,8 @@ class ConvMirror(nn.Module):
         for index in reversed(range(len(trunk.strides))):
             (out_channels, *target_sides), (in_channels, *sides) = trunk.shapes[index : index + 2]
             stride = trunk.strides[index]
+            if index == 0 and channels is not None:
+                out_channels = channels
             output_padding = [
                 target - ((side - 1) * stride - 2 * trunk.padding + trunk.kernel_size)
                 for target, side in zip(target_sides, sides, strict=True)

@@ -21,6 +21,8 @@ from rl_ae.autoencoders import (
     BurgessVAE,
     ConvAutoencoder,
     ConvVAE,
+    DiffusionVAE,
+    FlowVAE,
     HierarchicalVAE,
     VectorAutoencoder,
     VectorVAE,
@@ -42,7 +44,9 @@ SIZES = [
 ]
 #: Trunks of the class that the others test with SAC-AE's.
 SMALL_TRUNKS = ["rae_compact", "rae_patch"]
-IMAGE_CLASSES = [ConvAutoencoder, BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE, VQVAE, FSQVAE, HierarchicalVAE]
+#: Variational, of images alone.
+IMAGE_VAES = [BurgessVAE, ConvVAE, WorldModelsVAE, FlowVAE, DiffusionVAE, HierarchicalVAE]
+IMAGE_CLASSES = [ConvAutoencoder, *IMAGE_VAES, SQVAE, VQVAE, FSQVAE]
 VECTOR_CLASSES = [VectorAutoencoder, VectorVAE, SQVAE, VQVAE, FSQVAE]
 
 
@@ -134,7 +138,7 @@ def test_encoding_is_pure(cls, shape):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("cls", [BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE, HierarchicalVAE])
+@pytest.mark.parametrize("cls", [*IMAGE_VAES, SQVAE])
 def test_stochastic_in_training_and_deterministic_in_evaluation(cls):
     autoencoder = build(cls, (3, 32, 32))
     observations = torch.rand(2, 3, 32, 32)
@@ -317,6 +321,8 @@ def test_unscaled_frames_and_wrong_shapes_are_refused():
     [
         ("conv_vae", (512,), r"ConvVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
         ("wm_vae", (512,), r"WorldModelsVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
+        ("flow", (512,), r"FlowVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
+        ("diffusion", (512,), r"DiffusionVAE takes a shape \(C, H, W\) of images, got \(512,\)"),
         ("vae", (64, 64), r"got \(64, 64\)"),
         ("rae", (3, 7, 64), r"at least 8×8 pixels, got shape \(3, 7, 64\)"),
         ("vae", (0,), r"must be ≥ 1, got \(0,\)"),
@@ -346,8 +352,8 @@ def test_the_library_for_codes_is_named_when_it_is_missing():
 
 def test_names_build_the_form_of_the_shape():
     images = {name: type(create_autoencoder(name, (3, 16, 16))) for name in CONFIGS}
-    of_images = ("conv_vae", "wm_vae", "hierarchical")
-    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in of_images}
+    of_images_alone = ("conv_vae", "wm_vae", "flow", "diffusion", "hierarchical")
+    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in of_images_alone}
     gaussian = {"vae", "beta_h", "beta_b", "factor", "btcvae"}
     assert {name for name, cls in images.items() if cls is BurgessVAE} == gaussian
     assert {name for name, cls in vectors.items() if cls is VectorVAE} == gaussian
@@ -355,7 +361,7 @@ def test_names_build_the_form_of_the_shape():
     assert {name for name, cls in images.items() if cls is ConvAutoencoder} == deterministic
     assert {name for name, cls in vectors.items() if cls is VectorAutoencoder} == deterministic
     assert (images["sqvae"], images["vqvae"], images["fsq"]) == (SQVAE, VQVAE, FSQVAE)
-    assert tuple(images[name] for name in of_images) == (ConvVAE, WorldModelsVAE, HierarchicalVAE)
+    assert [images[name] for name in of_images_alone] == IMAGE_VAES[1:]
 
 
 def test_classes_take_the_fields_of_their_config():

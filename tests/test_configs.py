@@ -13,7 +13,9 @@ from rl_ae import (
     BetaBConfig,
     BTCVAEConfig,
     ConvConfig,
+    DiffusionConfig,
     FactorConfig,
+    FlowConfig,
     FSQConfig,
     RAEConfig,
     SQVAEConfig,
@@ -91,6 +93,13 @@ def test_a_config_for_another_shape_is_refused():
         (BetaBConfig, {"gamma": float("nan")}, "gamma must be ≥ 0 and finite, got nan"),
         (FactorConfig, {"discriminator_hidden": 0}, "discriminator_hidden must be > 0"),
         (BTCVAEConfig, {"estimator": "msw"}, "'mss' or 'mws', got 'msw'"),
+        (FlowConfig, {"target_bits": None}, "between 1 and 8, got None: a flow's density of levels"),
+        (FlowConfig, {"couplings": -1}, "couplings must be ≥ 0 and finite, got -1"),
+        (FlowConfig, {"likelihood": "laplace"}, "leave likelihood and scale out, got 'laplace' and 1.0"),
+        (DiffusionConfig, {"scale": 2.0}, "leave likelihood and scale out, got None and 2.0"),
+        (DiffusionConfig, {"condition_maps": 0}, "condition_maps must be > 0 and finite, got 0"),
+        (DiffusionConfig, {"decode_steps": 3}, "decode_steps must divide diffusion_steps = 1000, got 3"),
+        (DiffusionConfig, {"weighting": "snr"}, "must be 'velocity' or 'elbo', got 'snr'"),
         (SQVAEConfig, {"variance": 5}, "variance must be 1, 2, 3 or 4, got 5"),
         (SQVAEConfig, {"minimum_temperature": 0.0}, "minimum_temperature must be > 0"),
         (VQVAEConfig, {"codebook_decay": 1.0}, r"codebook_decay must be in \[0, 1\), got 1.0"),
@@ -138,6 +147,9 @@ def test_configs_reach_their_losses():
 
     assert attributes(loss(CONFIGS["vae"]), "beta", "free_nats", "warmup_steps") == (1.0, 0.0, 0)
     assert attributes(loss(CONFIGS["wm_vae"]), "beta", "free_nats") == (1.0, 16.0)
+    for cls in (FlowConfig, DiffusionConfig):
+        changed = loss(cls(beta=0.25, free_nats=3.0, warmup_steps=7))
+        assert attributes(changed, "beta", "free_nats", "warmup_steps") == (0.25, 3.0, 7)
     assert loss(CONFIGS["beta_h"]).beta == 4.0
     changed = loss(VAEConfig(beta=0.25, free_nats=3.0, warmup_steps=7))
     assert attributes(changed, "beta", "free_nats", "warmup_steps") == (0.25, 3.0, 7)

@@ -42,6 +42,8 @@ def small(name):
         "factor": {"discriminator_hidden": 64},
         "beta_b": {"capacity_steps": 100},
         "hierarchical": {"base_channels": 8, "groups": (1, 1), "warmup_steps": 100},
+        "flow": {"couplings": 2, "condition_maps": 4, "density_filters": 8},
+        "diffusion": {"condition_maps": 4, "density_filters": 8},
     }
     return dataclasses.replace(CONFIGS[name], **smaller.get(name, {}))
 

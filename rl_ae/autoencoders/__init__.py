@@ -2,6 +2,8 @@
 
 from rl_ae.autoencoders.base import Autoencoder, Encoder
 from rl_ae.autoencoders.deterministic import ConvAutoencoder, DeterministicOutput, VectorAutoencoder
+from rl_ae.autoencoders.diffusion import DiffusionLikelihood, DiffusionVAE
+from rl_ae.autoencoders.flow import FlowLikelihood, FlowVAE
 from rl_ae.autoencoders.gaussian import VAE, BurgessVAE, ConvVAE, GaussianOutput, VectorVAE, WorldModelsVAE
 from rl_ae.autoencoders.hierarchical import HierarchicalOutput, HierarchicalVAE
 from rl_ae.autoencoders.quantized import FSQVAE, SQVAE, VQVAE, QuantizedOutput, StochasticOutput
@@ -16,7 +18,11 @@ __all__ = [
     "ConvAutoencoder",
     "ConvVAE",
     "DeterministicOutput",
+    "DiffusionLikelihood",
+    "DiffusionVAE",
     "Encoder",
+    "FlowLikelihood",
+    "FlowVAE",
     "GaussianOutput",
     "HierarchicalOutput",
     "HierarchicalVAE",

@@ -93,10 +93,10 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="rl_ae", tags=["
     @classmethod
     @abstractmethod
     def make_decoder(cls, config: Any, encoder: Encoder) -> nn.Module:
-        """A new decoder for an encoder, initialised: latents (B, D) to raw outputs of the observations' shape."""
+        """A new decoder for an encoder, initialised: latents (B, D) to what :meth:`make_output`'s module reads."""
 
     @classmethod
-    def make_output(cls, config: Any) -> LikelihoodHead:
+    def make_output(cls, config: Any) -> nn.Module:
         """From raw outputs to a likelihood; the squared error of raw outputs unless a variant says otherwise."""
         return LikelihoodHead("squared_error")
 

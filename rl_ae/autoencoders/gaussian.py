@@ -103,7 +103,7 @@ class VAE(Autoencoder):
         return encoder
 
     @classmethod
-    def make_output(cls, config: GaussianConfig) -> LikelihoodHead:
+    def make_output(cls, config: Any) -> nn.Module:
         images = len(cls.check_shape(config.observation_shape)) == 3
         name = config.likelihood or ("bernoulli" if images else "squared_error")
         return LikelihoodHead(name, config.scale, squash=images)
@@ -143,12 +143,43 @@ class BurgessVAE(VAE):
         return decoder
 
 
-class ConvVAE(VAE):
+class ConvolutionalVAE(VAE):
+    """What VAEs share that see images through convolutions with GroupNorm and decode through their mirror.
+
+    GroupNorm instead of BatchNorm: an image's latent does not depend on its batch mates, and looking at one changes
+    nothing.
+    """
+
+    dimensions: ClassVar[tuple[int, ...]] = (3,)
+
+    initialize = staticmethod(initialize_xavier)
+
+    @classmethod
+    def decoded_maps(cls, config: Any) -> int:
+        """How many maps (B, ·, H, W) the decoder returns: C, the raw means of pixels, unless a variant reads more."""
+        channels, _, _ = cls.image_shape(config)
+        return channels
+
+    @classmethod
+    def make_trunk(cls, config: GaussianConfig) -> ConvTrunk:
+        return ConvTrunk(cls.image_shape(config), **vars(config.conv), centre=config.input_centre, normalize=True)
+
+    @classmethod
+    def make_decoder(cls, config: GaussianConfig, encoder: Encoder) -> nn.Module:
+        assert isinstance(encoder.trunk, ConvTrunk)
+        widths = (config.latent_dim, *reversed(config.hidden))
+        project = nn.Sequential(mlp(widths), nn.Linear(widths[-1], encoder.trunk.out_features))
+        shape, maps = cls.image_shape(config), cls.decoded_maps(config)
+        decoder = ConvMirror(encoder.trunk, project, shape, centre=0.0, channels=maps)
+        decoder.apply(cls.initialize)
+        return decoder
+
+
+class ConvVAE(ConvolutionalVAE):
     """A convolutional VAE for images of any size: 32, 64, 128, 256 filters, kernel 4, stride 2, sigmoid output.
 
     At 64×64 the maps are 32, 16, 8 and 4 pixels wide, on the way in and on the way out, and 1,778,819 parameters are
-    trained. GroupNorm instead of BatchNorm: an image's latent does not depend on its batch mates, and looking at one
-    changes nothing.
+    trained.
 
     Args:
         latent_size: D.
@@ -159,7 +190,6 @@ class ConvVAE(VAE):
     """
 
     config_type: ClassVar[type[GaussianConfig]] = ConvVAEConfig
-    dimensions: ClassVar[tuple[int, ...]] = (3,)
 
     def __init__(
         self,
@@ -173,21 +203,6 @@ class ConvVAE(VAE):
         if config is None:
             config = ConvVAEConfig(observation_shape=(input_channels, *image_size), latent_dim=latent_size)
         super().__init__(config=config, encoder=encoder)
-
-    initialize = staticmethod(initialize_xavier)
-
-    @classmethod
-    def make_trunk(cls, config: GaussianConfig) -> ConvTrunk:
-        return ConvTrunk(cls.image_shape(config), **vars(config.conv), centre=config.input_centre, normalize=True)
-
-    @classmethod
-    def make_decoder(cls, config: GaussianConfig, encoder: Encoder) -> nn.Module:
-        assert isinstance(encoder.trunk, ConvTrunk)
-        widths = (config.latent_dim, *reversed(config.hidden))
-        project = nn.Sequential(mlp(widths), nn.Linear(widths[-1], encoder.trunk.out_features))
-        decoder = ConvMirror(encoder.trunk, project, cls.image_shape(config), centre=0.0)
-        decoder.apply(cls.initialize)
-        return decoder
 
     def compute_loss(
         self, x: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor, beta: float = 1.0
