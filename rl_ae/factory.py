@@ -18,6 +18,7 @@ from rl_ae.autoencoders import (
     ConvAutoencoder,
     ConvVAE,
     Encoder,
+    PyramidVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -29,13 +30,14 @@ from rl_ae.configs import (
     BetaBConfig,
     BTCVAEConfig,
     ConvVAEConfig,
+    ELBOConfig,
     FactorConfig,
     FSQConfig,
     GaussianConfig,
     ObservationShape,
+    PyramidConfig,
     RAEConfig,
     SQVAEConfig,
-    VAEConfig,
     VQVAEConfig,
     WorldModelsConfig,
     named_config,
@@ -59,6 +61,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
     GaussianConfig: (BurgessVAE, VectorVAE),
     ConvVAEConfig: (ConvVAE, ConvVAE),
     WorldModelsConfig: (WorldModelsVAE, WorldModelsVAE),
+    PyramidConfig: (PyramidVAE, PyramidVAE),
     SQVAEConfig: (SQVAE, SQVAE),
     VQVAEConfig: (VQVAE, VQVAE),
     FSQConfig: (FSQVAE, FSQVAE),
@@ -68,7 +71,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
 LOSSES: dict[type[AutoencoderConfig], Callable[[Any], Loss]] = {
     AEConfig: lambda config: RAELoss(0.0),
     RAEConfig: lambda config: RAELoss(config.latent_weight / _scale(config)),  # λ is per element
-    VAEConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps),
+    ELBOConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps),
     BetaBConfig: lambda config: BetaBLoss(
         config.gamma, config.initial_capacity, config.final_capacity, config.capacity_steps
     ),

@@ -3,6 +3,7 @@
 from rl_ae.autoencoders.base import Autoencoder, Encoder
 from rl_ae.autoencoders.deterministic import ConvAutoencoder, DeterministicOutput, VectorAutoencoder
 from rl_ae.autoencoders.gaussian import VAE, BurgessVAE, ConvVAE, GaussianOutput, VectorVAE, WorldModelsVAE
+from rl_ae.autoencoders.pyramid import PyramidEncoding, PyramidVAE, VAEDecoder, VAEEncoder
 from rl_ae.autoencoders.quantized import FSQVAE, SQVAE, VQVAE, QuantizedOutput, StochasticOutput
 
 __all__ = [
@@ -17,8 +18,12 @@ __all__ = [
     "DeterministicOutput",
     "Encoder",
     "GaussianOutput",
+    "PyramidEncoding",
+    "PyramidVAE",
     "QuantizedOutput",
     "StochasticOutput",
+    "VAEDecoder",
+    "VAEEncoder",
     "VectorAutoencoder",
     "VectorVAE",
     "WorldModelsVAE",

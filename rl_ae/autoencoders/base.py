@@ -96,7 +96,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="rl_ae", tags=["
         """A new decoder for an encoder, initialised: latents (B, D) to raw outputs of the observations' shape."""
 
     @classmethod
-    def make_output(cls, config: Any) -> LikelihoodHead:
+    def make_output(cls, config: Any) -> nn.Module:
         """From raw outputs to a likelihood; the squared error of raw outputs unless a variant says otherwise."""
         return LikelihoodHead("squared_error")
 

@@ -47,8 +47,6 @@ class VAE(Autoencoder):
     ``forward`` decodes a sample in training and the mean in evaluation.
     """
 
-    config_type: ClassVar[type[GaussianConfig]] = VAEConfig
-
     def encode(self, observations: Tensor) -> GaussianLatent:
         """Encode observations (B, ...) to ``(mu, logvar)``, (B, D) each."""
         latent: GaussianLatent = super().encode(observations)
@@ -85,6 +83,12 @@ class VAE(Autoencoder):
             images = self.decode(z)
         return images if device is None else images.to(device)
 
+
+class PlainVAE(VAE):
+    """A variational autoencoder of a trunk, linear layers to the latent and back, and a likelihood by name."""
+
+    config_type: ClassVar[type[GaussianConfig]] = VAEConfig
+
     @classmethod
     @abstractmethod
     def make_trunk(cls, config: Any) -> ConvTrunk | VectorTrunk:
@@ -109,7 +113,7 @@ class VAE(Autoencoder):
         return LikelihoodHead(name, config.scale, squash=images)
 
 
-class BurgessVAE(VAE):
+class BurgessVAE(PlainVAE):
     """The VAE of Burgess et al. (arXiv 1804.03599), of β-VAE and its successors on sprites.
 
     Four convolutions of 32 filters, kernel 4, stride 2, two linear layers of 256; the decoder mirrors them: about half
@@ -143,7 +147,7 @@ class BurgessVAE(VAE):
         return decoder
 
 
-class ConvVAE(VAE):
+class ConvVAE(PlainVAE):
     """A convolutional VAE for images of any size: 32, 64, 128, 256 filters, kernel 4, stride 2, sigmoid output.
 
     At 64×64 the maps are 32, 16, 8 and 4 pixels wide, on the way in and on the way out, and 1,778,819 parameters are
@@ -214,7 +218,7 @@ class ConvVAE(VAE):
         return self.encode(x).mu
 
 
-class WorldModelsVAE(VAE):
+class WorldModelsVAE(PlainVAE):
     """The VAE of World Models (Ha & Schmidhuber, arXiv 1803.10122), for images of any size.
 
     Valid convolutions of 32, 64, 128, 256 filters, kernel 4, stride 2; transposed ones of kernels 5, 5, 6, 6 back.
@@ -237,7 +241,7 @@ class WorldModelsVAE(VAE):
         return decoder
 
 
-class VectorVAE(VAE):
+class VectorVAE(PlainVAE):
     """VAE for vectors: two linear layers with ReLU on each side, without an activation at the end.
 
     With its defaults 512 → 400 → 400 → 256 and back, 1,039,424 parameters.
