@@ -356,7 +356,7 @@ class PyramidConfig(ELBOConfig):
 
     latent_dim: int = 50
     base_channels: int = 16
-    num_mixtures: int = 5
+    num_mixtures: int = 3
     frame_channels: Literal[1, 3] | None = None
 
     def __post_init__(self) -> None:

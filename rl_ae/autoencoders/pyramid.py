@@ -89,7 +89,7 @@ class VAEEncoder(Encoder):
         centre: Subtracted from the images.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is out of range.
     """
 
     trunk: "PyramidTrunk"
@@ -106,6 +106,9 @@ class VAEEncoder(Encoder):
         centre: float = 0.0,
     ) -> None:
         _check_positive(latent_dim=latent_dim, image_channels=image_channels, base_channels=base_channels)
+        _check_grid(grid)
+        if context_dim is not None and context_dim < 0:
+            raise ValueError(f"context_dim must be ≥ 0, got {context_dim}")
         trunk = PyramidTrunk(image_channels, base_channels, grid, centre)
         super().__init__(trunk, PyramidHead(trunk, latent_dim, context_dim or 0), latent_dim)
 
@@ -312,6 +315,8 @@ class VAEDecoder(nn.Module):
         super().__init__()
         _check_positive(latent_dim=latent_dim, image_channels=image_channels, base_channels=base_channels)
         _check_positive(num_mixtures=num_mixtures)
+        _check_grid(grid)
+        _check_size(image_size)
         check_levels(skip_levels)
         if attention_maps < 0:
             raise ValueError(f"attention_maps must be ≥ 0, got {attention_maps}")
@@ -466,6 +471,11 @@ def _check_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be ≥ 1, got {number}")
+
+
+def _check_grid(grid: Size) -> None:
+    if min(grid) < 1:
+        raise ValueError(f"grid must be positions ≥ 1, got {grid}")
 
 
 def _check_size(size: Size) -> None:
