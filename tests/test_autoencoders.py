@@ -21,6 +21,7 @@ from rl_ae.autoencoders import (
     BurgessVAE,
     ConvAutoencoder,
     ConvVAE,
+    PyramidVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -41,7 +42,9 @@ SIZES = [
 ]
 #: Trunks of the class that the others test with SAC-AE's.
 SMALL_TRUNKS = ["rae_compact", "rae_patch"]
-IMAGE_CLASSES = [ConvAutoencoder, BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE, VQVAE, FSQVAE]
+#: Variants without a form for vectors.
+IMAGES_ONLY = ["conv_vae", "wm_vae", "pyramid"]
+IMAGE_CLASSES = [ConvAutoencoder, BurgessVAE, ConvVAE, WorldModelsVAE, PyramidVAE, SQVAE, VQVAE, FSQVAE]
 VECTOR_CLASSES = [VectorAutoencoder, VectorVAE, SQVAE, VQVAE, FSQVAE]
 
 
@@ -84,7 +87,7 @@ def test_every_exported_autoencoder_is_in_the_contract():
 )
 def test_every_size_comes_back(cls, shape):
     autoencoder = build(cls, shape)
-    observations = torch.rand(2, *shape)
+    observations = torch.randint(256, (2, *shape)) / 255.0  # which is all that a mixture of levels knows
     latent = autoencoder.encode(observations)
     output = autoencoder(observations)
     assert output.reconstruction.shape == observations.shape
@@ -133,7 +136,7 @@ def test_encoding_is_pure(cls, shape):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("cls", [BurgessVAE, ConvVAE, WorldModelsVAE, SQVAE])
+@pytest.mark.parametrize("cls", [BurgessVAE, ConvVAE, WorldModelsVAE, PyramidVAE, SQVAE])
 def test_stochastic_in_training_and_deterministic_in_evaluation(cls):
     autoencoder = build(cls, (3, 32, 32))
     observations = torch.rand(2, 3, 32, 32)
@@ -345,7 +348,7 @@ def test_the_library_for_codes_is_named_when_it_is_missing():
 
 def test_names_build_the_form_of_the_shape():
     images = {name: type(create_autoencoder(name, (3, 16, 16))) for name in CONFIGS}
-    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in ("conv_vae", "wm_vae")}
+    vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in IMAGES_ONLY}
     gaussian = {"vae", "beta_h", "beta_b", "factor", "btcvae"}
     assert {name for name, cls in images.items() if cls is BurgessVAE} == gaussian
     assert {name for name, cls in vectors.items() if cls is VectorVAE} == gaussian
@@ -353,7 +356,7 @@ def test_names_build_the_form_of_the_shape():
     assert {name for name, cls in images.items() if cls is ConvAutoencoder} == deterministic
     assert {name for name, cls in vectors.items() if cls is VectorAutoencoder} == deterministic
     assert (images["sqvae"], images["vqvae"], images["fsq"]) == (SQVAE, VQVAE, FSQVAE)
-    assert (images["conv_vae"], images["wm_vae"]) == (ConvVAE, WorldModelsVAE)
+    assert [images[name] for name in IMAGES_ONLY] == [ConvVAE, WorldModelsVAE, PyramidVAE]
 
 
 def test_classes_take_the_fields_of_their_config():

@@ -41,6 +41,7 @@ def small(name):
         "vqvae": {"codes": 64},
         "factor": {"discriminator_hidden": 64},
         "beta_b": {"capacity_steps": 100},
+        "pyramid": {"base_channels": 4, "num_mixtures": 2},
     }
     return dataclasses.replace(CONFIGS[name], **smaller.get(name, {}))
 

@@ -218,7 +218,6 @@ class PyramidTrunk(nn.Module):
                 for level, width in zip(LEVELS, widths, strict=False)
             }
         )
-        self.end = nn.Sequential(*normalized(channels[LEVELS[-1]]))
         self.out_features = channels[LEVELS[-1]] * grid[0] * grid[1]
 
     def levels(self, images: Tensor) -> dict[str, Tensor]:
@@ -231,7 +230,7 @@ class PyramidTrunk(nn.Module):
 
     def features(self, coarsest: Tensor) -> Tensor:
         """What the head reads of C6."""
-        maps: Tensor = self.end(coarsest)
+        maps = F.silu(coarsest)  # not normalised: that would take the brightness of the whole image away
         return maps if maps.shape[2:] == self.grid else F.adaptive_avg_pool2d(maps, self.grid)
 
     def forward(self, images: Tensor) -> Tensor:
