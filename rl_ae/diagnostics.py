@@ -3,16 +3,14 @@
 Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rl_ae.autoencoders import Autoencoder
 from rl_ae.latents import GaussianLatent
-from rl_ae.losses import active_units, psnr
+from rl_ae.losses import active_units, bits_per_dimension, psnr
 
 __all__ = [
     "active_units",
@@ -25,8 +23,6 @@ __all__ = [
     "latent_norm",
     "total_norm",
 ]
-
-Number = TypeVar("Number", float, Tensor)
 
 
 def effective_rank(latents: Tensor) -> Tensor:
@@ -94,18 +90,6 @@ def describe_autoencoder(autoencoder: Autoencoder, observations: Tensor) -> dict
     if isinstance(latent, GaussianLatent):
         described["latent_kl"] = latent.kl().sum(dim=1).mean()
     return described
-
-
-def bits_per_dimension(nats: Number, observation_shape: Sequence[int]) -> Number:
-    r"""Nats an observation as bits an element: :math:`\mathrm{nats} / (C H W \ln 2)`.
-
-    The unit of, say, PixelRNN (arXiv 1601.06759, section 5.1).
-
-    Args:
-        nats: Negative log-likelihood of an observation, summed over its elements.
-        observation_shape: (C, H, W) of images or (N,) of vectors.
-    """
-    return nats / (math.prod(observation_shape) * math.log(2.0))
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

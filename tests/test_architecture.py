@@ -32,6 +32,7 @@ FORBIDDEN = {
         *("rl_ae.losses.gaussian", "rl_ae.losses.disentangling", "rl_ae.losses.quantized"),
     ),
     "rl_ae.likelihoods": ("rl_ae",),
+    "rl_ae.logistic_mixture": ("rl_ae",),
     "rl_ae.networks": ("rl_ae.autoencoders", "rl_ae.losses", "rl_ae.learner", "rl_ae.factory"),
     "rl_ae.latents": ("rl_ae",),
     "rl_ae.learner": ("rl_ae.factory",),

@@ -1,5 +1,6 @@
 """Losses: pure terms, and thin modules that weigh them. Usable alone, with torch and nothing else of this package."""
 
+from rl_ae.logistic_mixture import LogisticMixture
 from rl_ae.losses.base import Loss, LossBreakdown, weigh
 from rl_ae.losses.deterministic import RAELoss, latent_l2
 from rl_ae.losses.disentangling import (
@@ -14,11 +15,14 @@ from rl_ae.losses.disentangling import (
     stratified_weights,
 )
 from rl_ae.losses.gaussian import BetaBLoss, BetaHLoss, VAELoss, active_units, free_nats, kl_standard_normal
+from rl_ae.losses.gram import EMATeacher, GramLoss, gram_loss
 from rl_ae.losses.quantized import SQLoss, VQLoss, code_kl, commitment, perplexity, quantization_error
 from rl_ae.losses.reconstruction import (
     bernoulli_nll,
+    bits_per_dimension,
     gaussian_nll,
     laplace_nll,
+    logistic_mixture_nll,
     negative_log_likelihood,
     optimal_gaussian_nll,
     psnr,
@@ -32,7 +36,10 @@ __all__ = [
     "BetaHLoss",
     "Decomposition",
     "Discriminator",
+    "EMATeacher",
     "FactorLoss",
+    "GramLoss",
+    "LogisticMixture",
     "Loss",
     "LossBreakdown",
     "RAELoss",
@@ -41,6 +48,7 @@ __all__ = [
     "VQLoss",
     "active_units",
     "bernoulli_nll",
+    "bits_per_dimension",
     "code_kl",
     "commitment",
     "decompose_kl",
@@ -49,10 +57,12 @@ __all__ = [
     "exponential_schedule",
     "free_nats",
     "gaussian_nll",
+    "gram_loss",
     "kl_standard_normal",
     "laplace_nll",
     "latent_l2",
     "linear_schedule",
+    "logistic_mixture_nll",
     "negative_log_likelihood",
     "optimal_gaussian_nll",
     "permute_latents",

@@ -1,9 +1,16 @@
 """How far a reconstruction is from its target."""
 
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from rl_ae.likelihoods import Bernoulli, Gaussian, Laplace, Likelihood, OptimalGaussian, SquaredError
+from rl_ae.logistic_mixture import LogisticMixture
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def negative_log_likelihood(reconstruction: Likelihood | Tensor, target: Tensor) -> Tensor:
@@ -61,6 +68,35 @@ def laplace_nll(mean: Tensor, target: Tensor, scale: float | Tensor) -> Tensor:
     """Negative log-likelihood of a Laplace distribution of scale b, a scalar; see :class:`Laplace`."""
     scale = torch.as_tensor(scale, dtype=target.dtype, device=target.device)
     return negative_log_likelihood(Laplace(mean, scale), target)
+
+
+def logistic_mixture_nll(
+    logit_probs: Tensor,
+    means: Tensor,
+    log_scales: Tensor,
+    coeffs: Tensor,
+    target: Tensor,
+    frame_channels: int,
+    bits: int = LogisticMixture.bits,
+) -> Tensor:
+    """Negative log-likelihood of images (B, C, H, W) of ``bits`` bits, a scalar; see :class:`LogisticMixture`.
+
+    The parameters are (B, C, K, H, W) each.
+    """
+    mixture = LogisticMixture(logit_probs, means, log_scales, coeffs, frame_channels, bits)
+    return negative_log_likelihood(mixture, target)
+
+
+def bits_per_dimension(nats: Number, observation_shape: Sequence[int]) -> Number:
+    r"""Nats an observation as bits an element: :math:`\mathrm{nats} / (C H W \ln 2)`.
+
+    The unit of, say, PixelRNN (arXiv 1601.06759, section 5.1).
+
+    Args:
+        nats: Negative log-likelihood of an observation, summed over its elements.
+        observation_shape: (C, H, W) of images or (N,) of vectors.
+    """
+    return nats / (math.prod(observation_shape) * math.log(2.0))
 
 
 def psnr(mean_squared_error: Tensor) -> Tensor:
