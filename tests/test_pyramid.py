@@ -333,7 +333,9 @@ def test_copies_weights_and_compiled_modules_are_the_same():
     encoder, decoder = small_encoder(), small_decoder().eval()
     observations, context, maps = images(2, 3, 32, 32), torch.randn(2, 3), torch.rand(2, 2, 4, 4)
     latent, skips = encoder.encode(observations, context)
-    latent.mu.sum().backward(retain_graph=True)  # a copy of a module that has been trained, as targets are
+    latent.mu.sum().backward()  # a copy of a module that has been trained, as targets are
+    latent = GaussianLatent(*(values.detach() for values in latent))
+    skips = {level: values.detach() for level, values in skips.items()}
     means = decoder(latent.mu, skips, maps).means
     others = small_encoder(), small_decoder().eval()
     for other, module in zip(others, (encoder, decoder), strict=True):
