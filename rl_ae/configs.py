@@ -209,8 +209,8 @@ class GaussianConfig(AutoencoderConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAEConfig(GaussianConfig):
-    """The variational autoencoder (arXiv 1312.6114) with a weight on its KL.
+class ELBOConfig(AutoencoderConfig):
+    """What autoencoders share whose loss is the negative ELBO (arXiv 1312.6114) with a weight on its KL.
 
     Attributes:
         beta: Weight of the KL in nats; 1 is the ELBO.
@@ -225,6 +225,11 @@ class VAEConfig(GaussianConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self, non_negative=("beta", "free_nats", "warmup_steps"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig(GaussianConfig, ELBOConfig):
+    """The variational autoencoder (arXiv 1312.6114) with a weight on its KL."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -419,6 +424,37 @@ class BTCVAEConfig(GaussianConfig):
             raise ValueError(f"estimator must be 'mss' or 'mws', got {self.estimator!r}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyramidConfig(ELBOConfig):
+    """A residual pyramid with a mixture of logistics for every pixel, for images; small enough for an agent.
+
+    The mixture is of the 256 levels of a pixel: images are multiples of 1/255, and ``target_bits`` is ``None``.
+
+    Attributes:
+        latent_dim: D, the width of the latent; SAC-AE's 50.
+        base_channels: Of the maps at half the resolution; every further halving doubles them, to 16 times as many.
+        num_mixtures: K, logistics a pixel is a mixture of.
+        frame_channels: Channels of each frame of a stack: 3 of coloured frames, whose channels depend on each other, 1
+            of grey ones. If ``None``, 3 if the image's channels are a multiple of it, else 1: three stacked grey frames
+            must be told from a coloured one.
+    """
+
+    latent_dim: int = 50
+    base_channels: int = 16
+    num_mixtures: int = 3
+    frame_channels: Literal[1, 3] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, positive=("latent_dim", "base_channels", "num_mixtures"))
+        if self.frame_channels not in (None, 1, 3):
+            raise ValueError(f"frame_channels must be 1, 3 or None, got {self.frame_channels}")
+        if self.target_bits is not None:
+            raise ValueError(
+                f"a mixture of levels has no noisy target: target_bits must be None, got {self.target_bits}"
+            )
+
+
 # ---------------------------------------------------------------------- a grid of codes
 
 
@@ -583,6 +619,7 @@ CONFIGS: dict[str, AutoencoderConfig] = {
     "beta_b": BetaBConfig(),
     "factor": FactorConfig(),
     "btcvae": BTCVAEConfig(),
+    "pyramid": PyramidConfig(),
     "sqvae": SQVAEConfig(),
     "vqvae": VQVAEConfig(),
     "fsq": FSQConfig(),

@@ -21,6 +21,7 @@ from rl_ae.autoencoders import (
     Encoder,
     FlowVAE,
     HierarchicalVAE,
+    PyramidVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -33,15 +34,16 @@ from rl_ae.configs import (
     BTCVAEConfig,
     ConvVAEConfig,
     DiffusionConfig,
+    ELBOConfig,
     FactorConfig,
     FlowConfig,
     FSQConfig,
     GaussianConfig,
     HierarchicalConfig,
     ObservationShape,
+    PyramidConfig,
     RAEConfig,
     SQVAEConfig,
-    VAEConfig,
     VQVAEConfig,
     WorldModelsConfig,
     named_config,
@@ -78,6 +80,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
     WorldModelsConfig: (WorldModelsVAE, WorldModelsVAE),
     FlowConfig: (FlowVAE, FlowVAE),
     DiffusionConfig: (DiffusionVAE, DiffusionVAE),
+    PyramidConfig: (PyramidVAE, PyramidVAE),
     SQVAEConfig: (SQVAE, SQVAE),
     VQVAEConfig: (VQVAE, VQVAE),
     FSQConfig: (FSQVAE, FSQVAE),
@@ -88,7 +91,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
 LOSSES: dict[type[AutoencoderConfig], Callable[[Any], Loss]] = {
     AEConfig: lambda config: RAELoss(0.0),
     RAEConfig: lambda config: RAELoss(config.latent_weight / _scale(config)),  # λ is per element
-    VAEConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps),
+    ELBOConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps),
     BetaBConfig: lambda config: BetaBLoss(
         config.gamma, config.initial_capacity, config.final_capacity, config.capacity_steps
     ),

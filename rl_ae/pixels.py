@@ -119,6 +119,24 @@ def random_shift(images: Tensor, pixels: int, offsets: Tensor | None = None) -> 
     return last.index_select(0, sources.flatten()).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+def count_frame_channels(channels: int, frame_channels: int | None = None) -> int:
+    """Channels of a frame in a stack of so many.
+
+    Args:
+        channels: C of the stack.
+        frame_channels: 1 or 3; 3 if C is a multiple of it, else 1, if omitted. A stack of three grey frames cannot be
+            told from a coloured one.
+
+    Raises:
+        ValueError: If a frame has neither 1 nor 3 channels, or the stack is not made of such.
+    """
+    if frame_channels is None:
+        return 1 if channels % 3 else 3
+    if frame_channels not in (1, 3) or channels % frame_channels:
+        raise ValueError(f"frame_channels must be 1 or 3 and divide the image's {channels}, got {frame_channels}")
+    return frame_channels
+
+
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Replicate the right and lower border until an image has at least ``size`` = (H, W) pixels.
 

@@ -24,6 +24,7 @@ from rl_ae.autoencoders import (
     DiffusionVAE,
     FlowVAE,
     HierarchicalVAE,
+    PyramidVAE,
     VectorAutoencoder,
     VectorVAE,
     WorldModelsVAE,
@@ -45,7 +46,7 @@ SIZES = [
 #: Trunks of the class that the others test with SAC-AE's.
 SMALL_TRUNKS = ["rae_compact", "rae_patch"]
 #: Variational, of images alone.
-IMAGE_VAES = [BurgessVAE, ConvVAE, WorldModelsVAE, FlowVAE, DiffusionVAE, HierarchicalVAE]
+IMAGE_VAES = [BurgessVAE, ConvVAE, WorldModelsVAE, PyramidVAE, FlowVAE, DiffusionVAE, HierarchicalVAE]
 IMAGE_CLASSES = [ConvAutoencoder, *IMAGE_VAES, SQVAE, VQVAE, FSQVAE]
 VECTOR_CLASSES = [VectorAutoencoder, VectorVAE, SQVAE, VQVAE, FSQVAE]
 
@@ -89,7 +90,7 @@ def test_every_exported_autoencoder_is_in_the_contract():
 )
 def test_every_size_comes_back(cls, shape):
     autoencoder = build(cls, shape)
-    observations = torch.rand(2, *shape)
+    observations = torch.randint(256, (2, *shape)) / 255.0  # which is all that a mixture of levels knows
     latent = autoencoder.encode(observations)
     output = autoencoder(observations)
     assert output.reconstruction.shape == observations.shape
@@ -352,7 +353,7 @@ def test_the_library_for_codes_is_named_when_it_is_missing():
 
 def test_names_build_the_form_of_the_shape():
     images = {name: type(create_autoencoder(name, (3, 16, 16))) for name in CONFIGS}
-    of_images_alone = ("conv_vae", "wm_vae", "flow", "diffusion", "hierarchical")
+    of_images_alone = ("conv_vae", "wm_vae", "pyramid", "flow", "diffusion", "hierarchical")
     vectors = {name: type(create_autoencoder(name, (16,))) for name in CONFIGS if name not in of_images_alone}
     gaussian = {"vae", "beta_h", "beta_b", "factor", "btcvae"}
     assert {name for name, cls in images.items() if cls is BurgessVAE} == gaussian

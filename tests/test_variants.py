@@ -44,6 +44,7 @@ def small(name):
         "hierarchical": {"base_channels": 8, "groups": (1, 1), "warmup_steps": 100},
         "flow": {"couplings": 2, "condition_maps": 4, "density_filters": 8},
         "diffusion": {"condition_maps": 4, "density_filters": 8},
+        "pyramid": {"base_channels": 4, "num_mixtures": 2},
     }
     return dataclasses.replace(CONFIGS[name], **smaller.get(name, {}))
 

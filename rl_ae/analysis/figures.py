@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_ae.autoencoders import VAE, Autoencoder, HierarchicalVAE
-from rl_ae.configs import CONFIGS, GaussianConfig, HierarchicalConfig
+from rl_ae.configs import CONFIGS
+from rl_ae.factory import autoencoder_class
 from rl_ae.latents import GaussianLatent, Latent, QuantizedLatent, StochasticLatent
 from rl_ae.losses import psnr
-from rl_ae.pixels import to_uint8
+from rl_ae.pixels import count_frame_channels, to_uint8
 
 Span = tuple[float, float]
 
@@ -216,9 +217,9 @@ def plot_samples(
     Raises:
         ValueError: If the autoencoder has no prior to draw from or encodes vectors, or ``count`` is below 1.
     """
-    if not isinstance(autoencoder, VAE | HierarchicalVAE):
-        priors = GaussianConfig | HierarchicalConfig
-        with_prior = sorted(name for name, config in CONFIGS.items() if isinstance(config, priors))
+    priors = VAE | HierarchicalVAE
+    if not isinstance(autoencoder, priors):
+        with_prior = sorted(name for name, config in CONFIGS.items() if issubclass(autoencoder_class(config), priors))
         raise ValueError(
             f"{type(autoencoder).__name__} has no prior to draw samples from; these have one: {', '.join(with_prior)}"
         )
@@ -228,24 +229,6 @@ def plot_samples(
 
 
 # ---------------------------------------------------------------------- frames
-
-
-def count_frame_channels(channels: int, frame_channels: int | None = None) -> int:
-    """Channels of a frame in a stack of so many.
-
-    Args:
-        channels: C of the stack.
-        frame_channels: 1 or 3; 3 if C is a multiple of it, else 1, if omitted. A stack of three grey frames cannot be
-            told from a coloured one.
-
-    Raises:
-        ValueError: If a frame has neither 1 nor 3 channels, or the stack is not made of such.
-    """
-    if frame_channels is None:
-        return 1 if channels % 3 else 3
-    if frame_channels not in (1, 3) or channels % frame_channels:
-        raise ValueError(f"frame_channels must be 1 or 3 and divide the image's {channels}, got {frame_channels}")
-    return frame_channels
 
 
 def last_frame(observations: Tensor | NDArray[Any], frame_channels: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from rl_ae.autoencoders.diffusion import DiffusionLikelihood, DiffusionVAE
 from rl_ae.autoencoders.flow import FlowLikelihood, FlowVAE
 from rl_ae.autoencoders.gaussian import VAE, BurgessVAE, ConvVAE, GaussianOutput, VectorVAE, WorldModelsVAE
 from rl_ae.autoencoders.hierarchical import HierarchicalOutput, HierarchicalVAE
+from rl_ae.autoencoders.pyramid import PyramidEncoding, PyramidVAE, VAEDecoder, VAEEncoder
 from rl_ae.autoencoders.quantized import FSQVAE, SQVAE, VQVAE, QuantizedOutput, StochasticOutput
 
 __all__ = [
@@ -26,8 +27,12 @@ __all__ = [
     "GaussianOutput",
     "HierarchicalOutput",
     "HierarchicalVAE",
+    "PyramidEncoding",
+    "PyramidVAE",
     "QuantizedOutput",
     "StochasticOutput",
+    "VAEDecoder",
+    "VAEEncoder",
     "VectorAutoencoder",
     "VectorVAE",
     "WorldModelsVAE",

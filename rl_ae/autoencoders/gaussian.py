@@ -47,8 +47,6 @@ class VAE(Autoencoder):
     ``forward`` decodes a sample in training and the mean in evaluation.
     """
 
-    config_type: ClassVar[type[GaussianConfig]] = VAEConfig
-
     def encode(self, observations: Tensor) -> GaussianLatent:
         """Encode observations (B, ...) to ``(mu, logvar)``, (B, D) each."""
         latent: GaussianLatent = super().encode(observations)
@@ -85,6 +83,12 @@ class VAE(Autoencoder):
             images = self.decode(z)
         return images if device is None else images.to(device)
 
+
+class PlainVAE(VAE):
+    """A variational autoencoder of a trunk, linear layers to the latent and back, and a likelihood by name."""
+
+    config_type: ClassVar[type[GaussianConfig]] = VAEConfig
+
     @classmethod
     @abstractmethod
     def make_trunk(cls, config: Any) -> ConvTrunk | VectorTrunk:
@@ -109,7 +113,7 @@ class VAE(Autoencoder):
         return LikelihoodHead(name, config.scale, squash=images)
 
 
-class BurgessVAE(VAE):
+class BurgessVAE(PlainVAE):
     """The VAE of Burgess et al. (arXiv 1804.03599), of β-VAE and its successors on sprites.
 
     Four convolutions of 32 filters, kernel 4, stride 2, two linear layers of 256; the decoder mirrors them: about half
@@ -143,7 +147,7 @@ class BurgessVAE(VAE):
         return decoder
 
 
-class ConvolutionalVAE(VAE):
+class ConvolutionalVAE(PlainVAE):
     """What VAEs share that see images through convolutions with GroupNorm and decode through their mirror.
 
     GroupNorm instead of BatchNorm: an image's latent does not depend on its batch mates, and looking at one changes
@@ -229,7 +233,7 @@ class ConvVAE(ConvolutionalVAE):
         return self.encode(x).mu
 
 
-class WorldModelsVAE(VAE):
+class WorldModelsVAE(PlainVAE):
     """The VAE of World Models (Ha & Schmidhuber, arXiv 1803.10122), for images of any size.
 
     Valid convolutions of 32, 64, 128, 256 filters, kernel 4, stride 2; transposed ones of kernels 5, 5, 6, 6 back.
@@ -252,7 +256,7 @@ class WorldModelsVAE(VAE):
         return decoder
 
 
-class VectorVAE(VAE):
+class VectorVAE(PlainVAE):
     """VAE for vectors: two linear layers with ReLU on each side, without an activation at the end.
 
     With its defaults 512 → 400 → 400 → 256 and back, 1,039,424 parameters.
