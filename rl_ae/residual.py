@@ -10,12 +10,11 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         channels: C ≥ 1.
-        reduction: C over the width of the layer in between, which is 4 at least, as in NVAE (arXiv 2007.03898).
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        hidden = max(channels // reduction, 4)
+        hidden = max(channels // 16, 4)  # as in NVAE (arXiv 2007.03898)
         self.layers = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
 
     def forward(self, maps: Tensor) -> Tensor:

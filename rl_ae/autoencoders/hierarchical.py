@@ -14,6 +14,7 @@ from rl_ae.latents import Descent, HierarchicalLatent, ResidualGaussian, TopDown
 from rl_ae.likelihoods import LikelihoodHead
 from rl_ae.networks import TransposedConv, group_norm, initialize_kaiming
 from rl_ae.pixels import crop_to
+from rl_ae.residual import SqueezeExcitation
 
 
 class HierarchicalOutput(NamedTuple):
@@ -363,19 +364,6 @@ class ResidualCell(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         residual: Tensor = self.layers(maps)
         return maps + self.WEIGHT * residual
-
-
-class SqueezeExcitation(nn.Module):
-    """Each channel of maps (B, C, h, w) times a factor in (0, 1) from the means of all (arXiv 1709.01507)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(channels // 16, 4)
-        self.layers = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
-
-    def forward(self, maps: Tensor) -> Tensor:
-        factors: Tensor = self.layers(maps.mean(dim=(2, 3)))
-        return maps * factors[:, :, None, None]
 
 
 class Refine(nn.Module):
