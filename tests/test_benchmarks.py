@@ -5,8 +5,9 @@ import itertools
 import json
 
 import pytest
+import torch
 
-from benchmarks import auxiliary, codes, disentanglement, learning, replay, roofline, throughput
+from benchmarks import auxiliary, codes, disentanglement, learning, reconstruction, replay, roofline, throughput
 from benchmarks.fitting import Fit
 
 
@@ -95,6 +96,38 @@ def test_codes_are_compared_on_frames_of_other_episodes(run, monkeypatch):
     forbid_training(monkeypatch, Fit)
     monkeypatch.setattr("benchmarks.frames.collect", collect)
     run(codes, *flags)
+
+
+def test_autoencoders_are_compared_on_frames_of_other_episodes(run, monkeypatch):
+    flags = "--sources car_racing --variants rae pyramid_skips hierarchical --steps 2 --frames 40 --held-out 6".split()
+    results = run(reconstruction, *flags) / "car_racing"
+    summary = json.loads((results / "summary.json").read_text())
+    mean_frame, components = summary["rulers"].values()
+    assert 0 < mean_frame < components < 100
+    rae, skips, hierarchical = summary["runs"]
+    assert [record["variant"] for record in summary["runs"]] == ["rae", "pyramid_skips", "hierarchical"]
+    for record in summary["runs"]:
+        assert {"command", "machine", "config", *reconstruction.SCORES} <= record.keys()
+        curve = read(results / f"{record['variant']}_seed0.csv")
+        assert [row["step"] for row in curve] == ["2"] and float(curve[0]["psnr"]) == record["psnr"]
+    assert rae["bits"] == rae["kl"] == float("inf")
+    assert skips["psnr_latent"] != skips["psnr"] and hierarchical["psnr_latent"] == hierarchical["psnr"]
+    assert 0 < skips["bits"] < 20 and 0 < hierarchical["bits"] < 20
+    assert len((results / "table.md").read_text().splitlines()) == 2 + 2 + 3
+    assert (results / "frames.png").stat().st_size > 0
+    forbid_training(monkeypatch, Fit)
+    run(reconstruction, *flags)
+
+
+def test_a_discretised_gaussian_gives_its_mass_to_the_levels():
+    levels = torch.arange(256).reshape(-1, 1, 1, 1) / 255.0
+    for mean in (-0.3, 0.0, 0.502, 1.2):
+        for sigma in (1e-3, 0.02, 1.0):
+            log_mass = reconstruction.gaussian_level_log_probability(
+                torch.full_like(levels, mean), levels, torch.tensor(sigma)
+            )
+            assert torch.isfinite(log_mass).all()
+            assert log_mass.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
 
 
 def test_the_auxiliary_loss_is_compared_with_none(run, monkeypatch):
