@@ -165,7 +165,7 @@ class Diffusion(nn.Module):
         clean = (2.0 * images - 1.0).to(self.fixed_noise.dtype)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         noisy = self.scheduler.add_noise(clean, noise, levels)
-        errors = self.predict(noisy, maps, levels) - self.scheduler.get_velocity(clean, noise, levels)
+        errors: Tensor = self.predict(noisy, maps, levels) - self.scheduler.get_velocity(clean, noise, levels)
         return errors.square().flatten(start_dim=1).sum(dim=1)
 
     def weigh(self, errors: Tensor, levels: Tensor, weighting: str) -> Tensor:
