@@ -90,7 +90,8 @@ def test_every_exported_autoencoder_is_in_the_contract():
 )
 def test_every_size_comes_back(cls, shape):
     autoencoder = build(cls, shape)
-    observations = torch.randint(256, (2, *shape)) / 255.0  # which is all that a mixture of levels knows
+    # multiples of 1/255, which are all that a mixture of levels knows
+    observations = (torch.rand(2, *shape) * 255.0).round() / 255.0
     latent = autoencoder.encode(observations)
     output = autoencoder(observations)
     assert output.reconstruction.shape == observations.shape
@@ -98,7 +99,6 @@ def test_every_size_comes_back(cls, shape):
     assert len(output) == 1 + len(latent)
     autoencoder.likelihood(autoencoder.draw(latent)).log_prob(observations).mean().backward()
     gradients = {name: parameter.grad for name, parameter in autoencoder.named_parameters()}
-    assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert gradients[next(name for name in gradients if name.startswith("encoder.trunk"))].abs().sum() > 0

@@ -300,6 +300,26 @@ def test_the_loss_charges_the_way_of_the_draw():
 # ---------------------------------------------------------------------- trained
 
 
+@pytest.mark.parametrize("step", [0, 10])
+def test_duplicating_the_batch_changes_no_loss_and_bf16_is_finite(step):
+    autoencoder, loss = lively(build()), HierarchicalLoss((1, 1), free_nats=0.1, warmup_steps=10)
+    images = squares(3, 0)[:, :, :8, :8]
+    z = autoencoder.encode(images).sample(torch.Generator().manual_seed(0))
+
+    def evaluate(images, z):
+        reconstruction = autoencoder.decode(z)
+        return loss(reconstruction, images, autoencoder.encode(images), z, step=step)
+
+    once, twice = evaluate(images, z), evaluate(torch.cat([images, images]), torch.cat([z, z]))
+    assert twice.total.item() == pytest.approx(once.total.item(), rel=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = evaluate(images, z)
+    rounded.total.backward()
+    assert all(torch.isfinite(term) for term in (rounded.total, *rounded.terms.values()))
+    assert all(torch.isfinite(p.grad).all() for p in autoencoder.parameters() if p.grad is not None)
+    assert rounded.total.item() == pytest.approx(once.total.item(), rel=0.05)
+
+
 def test_it_learns_with_more_than_one_active_group():
     torch.manual_seed(0)
     config = HierarchicalConfig(**{**vars(TINY), "latent_channels": 4, "warmup_steps": 60})

@@ -105,7 +105,8 @@ def test_every_exported_loss_is_in_the_contract():
         and issubclass(kind, rl_ae.losses.Loss)
         and kind is not rl_ae.losses.Loss
     }
-    assert exported == {name.split()[0] for name in LOSSES}
+    # test_hierarchical.py has the contract of the one whose latent is more than tensors
+    assert exported == {name.split()[0] for name in LOSSES} | {"HierarchicalLoss"}
 
 
 @pytest.mark.parametrize("name", LOSSES)

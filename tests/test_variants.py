@@ -175,8 +175,13 @@ def frames():
     return to_unit(torch.as_tensor(np.stack(seen)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("algorithm", [SACAE, TD3AE])
+#: A variant of each kind of latent, for the algorithm that trains it by the same methods.
+KINDS = ("rae", "vae", "sqvae", "vqvae", "hierarchical")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [*((SACAE, name) for name in NAMES), *((TD3AE, name) for name in KINDS)]
+)
 def test_every_variant_learns_inside_an_agent(algorithm, name, frames, tmp_path):
     """In 200 updates the loss on fixed frames falls by 30 %, and two dimensions or codes are active."""
     torch.manual_seed(0)
