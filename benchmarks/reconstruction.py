@@ -145,7 +145,7 @@ VARIANTS: dict[str, AutoencoderConfig] = {
     "hierarchical": HierarchicalConfig(),
     "vqvae": VQVAEConfig(),
     "sqvae": SQVAEConfig(),
-    "flow": FlowConfig(**_GAUSSIAN),
+    "flow": FlowConfig(target_bits=8, **_GAUSSIAN),
     "diffusion": DiffusionConfig(**_GAUSSIAN),
 }
 BATCH_SIZE = 32
