@@ -100,18 +100,7 @@ class SkippingPyramid(PyramidVAE):
 
     @classmethod
     def make_decoder(cls, config: SkippingConfig, encoder: Encoder) -> VAEDecoder:
-        channels, *size = cls.image_shape(config)
-        return VAEDecoder(
-            config.latent_dim,
-            channels,
-            config.base_channels,
-            config.num_mixtures,
-            config.frame_channels,
-            attention_maps=0,
-            skip_dropout=config.skip_dropout,
-            image_size=(size[0], size[1]),
-            grid=level_sizes((size[0], size[1]))["C6"],
-        )
+        return super().make_decoder(config, encoder, LEVELS, config.skip_dropout)
 
     def encode(self, observations: Tensor) -> SkippingLatent:
         encoding = self.encoder.encode(observations)

@@ -523,7 +523,9 @@ class PyramidVAE(VAE):
         )
 
     @classmethod
-    def make_decoder(cls, config: PyramidConfig, encoder: Encoder) -> VAEDecoder:
+    def make_decoder(
+        cls, config: PyramidConfig, encoder: Encoder, skip_levels: Sequence[str] = (), skip_dropout: float = 0.0
+    ) -> VAEDecoder:
         channels, *size = cls.image_shape(config)
         return VAEDecoder(
             config.latent_dim,
@@ -532,7 +534,8 @@ class PyramidVAE(VAE):
             config.num_mixtures,
             config.frame_channels,
             attention_maps=0,
-            skip_levels=(),
+            skip_levels=skip_levels,
+            skip_dropout=skip_dropout,
             image_size=(size[0], size[1]),
             grid=level_sizes((size[0], size[1]))["C6"],
         )

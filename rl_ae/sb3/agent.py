@@ -583,8 +583,8 @@ class AutoencoderAgent(OffPolicyAlgorithm):
         unshifted = self.augmentation is not None and not self.reconstruct_shifted
         # targets have lost bits, but where frames are shifted they are what is to come back
         wanted = batch.targets if unshifted else batch.observations
+        single = isinstance(batch.observations, Tensor)
         for name, autoencoder in self.policy.autoencoders.items():
-            single = isinstance(batch.observations, Tensor)
             own, target = (parts if single else parts[name] for parts in cast(Any, (batch.observations, wanted)))
             weights = next(autoencoder.parameters()).dtype
             numbers = describe_autoencoder(cast(Autoencoder, autoencoder), own.to(weights), target.to(weights))
