@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from rl_ae.sb3.collecting import CollectConfig, collect
 from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
 from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.run_config import PRESETS, RunConfig
@@ -102,6 +103,25 @@ def export(
     print(f"next: rl-ae train --env … --autoencoder {folder}")
 
 
+def collect_command(
+    config: Annotated[CollectConfig, tyro.conf.arg(name="")],
+    out: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")],
+    workers: int = 1,
+) -> None:
+    """Collect episodes of an environment as a data set of Minari; the same command again goes on where it was ended.
+
+    Args:
+        config: The collection.
+        out: Where to: a folder, or the data set's id in Minari, like carracing/brownian-v0.
+        workers: Processes that collect.
+    """
+    done = collect(config, out, workers)
+    print(
+        f"{done.folder}: {done.episodes} episodes, {done.frames:,} frames, {done.size / 1e6:,.1f} MB; Minari's {done.name}"
+    )
+    print(f"next: rl-ae pretrain --data {out}")
+
+
 _PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."
 
 
@@ -139,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
             "evaluate": evaluate,
             "show": show_command,
             "export": export,
+            "collect": collect_command,
         }
         tyro.extras.subcommand_cli_from_dict(commands, args=given, prog="rl-ae")
     except (ValueError, ImportError, MemoryError, OSError, FloatingPointError) as error:
