@@ -116,9 +116,8 @@ def collect_command(
         workers: Processes that collect.
     """
     done = collect(config, out, workers)
-    print(
-        f"{done.folder}: {done.episodes} episodes, {done.frames:,} frames, {done.size / 1e6:,.1f} MB; Minari's {done.name}"
-    )
+    counts = f"{done.episodes} episodes, {done.frames:,} frames, {done.size / 1e6:,.1f} MB"
+    print(f"{done.folder}: {counts}; in Minari {done.name}")
     print(f"next: rl-ae pretrain --data {out}")
 
 

@@ -1,8 +1,8 @@
 """What ``rl-ae collect`` does: episodes of an environment, played by several processes, as a data set of Minari.
 
 Start and policy of an episode follow from its number and the seed alone, and an episode's file appears when it is
-whole: the disk is all there is to remember. Whatever ends a collection or one of its processes, the missing files say what is
-left to collect, and what is collected again is what was lost.
+whole: the disk is all there is to remember. Whatever ends a collection or one of its processes, the missing files say
+what is left to collect, and what is collected again is what was lost.
 """
 
 import contextlib
