@@ -6,6 +6,7 @@ what is left to collect, and what is collected again is what was lost.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -26,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
@@ -326,7 +328,7 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
         for player in players.values():
             stack.callback(player.env.close)
         env = players[config.policy[0]].env
-        env_spec, action_space = env.unwrapped.spec, env.action_space
+        env_spec, action_space = _full_spec(env), env.action_space
     with locked(data_set.folder, "collects"):
         _settle_plan(data_set.folder / PLAN_FILE, config)
         facts = {
@@ -346,6 +348,22 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
             )
     steps, sizes = zip(*facts.values(), strict=True)
     return Collection(data_set.folder, data_set.name, len(facts), sum(steps) + len(facts), sum(sizes))
+
+
+def _full_spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
+    """As :func:`gymnasium.make` was given it, where that can be written down.
+
+    An environment's own lacks the limit of its steps.
+    """
+    if env.unwrapped.spec is None:
+        return None
+    spec = copy.deepcopy(gym.spec(env.unwrapped.spec.id))
+    spec.kwargs = env.unwrapped.spec.kwargs
+    try:
+        spec.to_json()
+    except (ValueError, TypeError):  # it is of a class, not of its name, or has arguments like that
+        return None
+    return spec
 
 
 def _refuse_foreign(data_set: DataSet) -> None:
