@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -455,7 +455,7 @@ class _Worker(NamedTuple):
 
 def _work_through(
     config: CollectConfig, data_set: DataSet, episodes: list[int], workers: int
-) -> Iterator[tuple[int, EpisodeFacts]]:
+) -> Generator[tuple[int, EpisodeFacts], None, None]:
     """Let processes collect episodes, each its share; where one dies, a new one goes on."""
     # not forked from this process, whose threads and OpenGL do not survive that; from one that has imported all this
     context = multiprocessing.get_context("forkserver")
