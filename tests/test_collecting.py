@@ -148,7 +148,7 @@ def test_a_killed_command_goes_on(dots, tmp_path):
     command = [sys.executable, "-m", "rl_ae.cli", "collect", "--env", config.env, "--env-kwargs", config.env_kwargs]
     command += "--episodes 6 --policy brownian random --seed 3 --size 24 24 --workers 2 --out dots".split()
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not episodes(tmp_path / "dots") and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -233,7 +233,7 @@ def test_a_disk_that_is_too_small_is_refused_early(dots, tmp_path, monkeypatch, 
     monkeypatch.undo()
     collect(config, tmp_path / "dots")
     assert episodes(tmp_path / "dots") == episodes(dots)
-    assert "need about 0.0 MB of disk, by the" in capsys.readouterr().err
+    assert "episodes to come need about" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- who acts
