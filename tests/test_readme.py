@@ -17,8 +17,8 @@ SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.
 def shortened(code):
     """THE ONE RULE: step counts shrink.
 
-    `learn(N`, `-n N` and `--steps N` to 24 (26 on resuming), `learning_starts` to 20; what is collected to 2 episodes of
-    5 steps.
+    `learn(N`, `-n N` and `--steps N` to 24 (26 on resuming), `learning_starts` to 20; what is collected to
+    2 episodes of 5 steps.
     """
     code = re.sub(r"(?<= -n )\d+", "24", code)
     code = re.sub(r"(?<=--max-steps )\d+", "5", code)
