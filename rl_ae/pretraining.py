@@ -482,7 +482,8 @@ class _Run:
             measured.append({**{name: value.item() for name, value in values.items()}, "mse": errors.item()})
         judge.autoencoder.train()
         means = _means(measured)
-        return {**means, "psnr": psnr(torch.tensor(means.pop("mse"))).item()}
+        decibels = psnr(torch.tensor(means.pop("mse"))).item()
+        return {**means, "psnr": decibels}
 
     def _compare(self, loss: float) -> None:
         """Keep the autoencoder if it is the best so far."""
