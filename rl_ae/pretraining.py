@@ -60,7 +60,17 @@ _SCHEDULES_ENDED = 10**12
 _SHOWN, _TRAVERSED = 8, 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
 _FREE_FIELDS = frozenset(
-    {"steps", "patience", "log_every", "checkpoint_every", "accelerator", "devices", "nodes", "shards"}
+    {
+        "steps",
+        "patience",
+        "log_every",
+        "checkpoint_every",
+        "frame_channels",
+        "accelerator",
+        "devices",
+        "nodes",
+        "shards",
+    }
 )
 
 

@@ -42,7 +42,9 @@ FORBIDDEN = {
     "rl_ae.sb3": ("rl_ae.cli",),
 }
 #: Optional extras: imported inside the functions that need them, in either half.
-EXTRAS = {"diffusers", "imageio", "lightning", "onnxruntime", "sklearn", "vector_quantize_pytorch"}
+EXTRAS = {
+    *("diffusers", "h5py", "imageio", "lightning", "minari", "onnxruntime", "sklearn", "vector_quantize_pytorch"),
+}
 
 
 def sources(root=ROOT):

@@ -15,13 +15,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import inspect
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,11 +65,11 @@ from rl_ae.sb3.evaluation import (
     spread_observations,
     start_seeds,
 )
+from rl_ae.sb3.locking import LOCK_FILE, locked
 from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 
 EVALUATION_EPISODES = 10
-_LOCK = ".lock"
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
 _FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "eval_every", "eval_episodes"})
 
@@ -167,7 +164,7 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False, patience: f
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device is {config.device!r}, but no CUDA device is available; use 'cpu' or 'auto'")
     _refuse_foreign(run)
-    with _locked(folder, patience):
+    with locked(folder, "trains", patience):
         sessions = _earlier_sessions(run, config, resume)
         with contextlib.closing(_make_env(config, config.n_envs)) as env:
             model, curve = (_resume if run.has_checkpoint else _start)(run, config, env)
@@ -183,34 +180,6 @@ def train_run(config: RunConfig, folder: Path, resume: bool = False, patience: f
     return run
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, patience: float) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process ends, however it does."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    path, deadline = folder / _LOCK, time.monotonic() + patience
-    try:
-        with path.open("a") as lock:
-            while not _acquired(lock):
-                if time.monotonic() >= deadline:
-                    raise ValueError(f"another process trains in {folder}: wait for it, or end it")
-                time.sleep(0.5)
-            yield
-    finally:
-        if folder in missing and list(folder.iterdir()) == [path]:  # nothing came of it
-            path.unlink()
-            for made in missing:
-                made.rmdir()
-
-
-def _acquired(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _refuse_foreign(run: Run) -> None:
     """Leave a folder alone that holds something else."""
     if not _is_new(run) and not run.config.exists():
@@ -219,7 +188,7 @@ def _refuse_foreign(run: Run) -> None:
 
 def _is_new(run: Run) -> bool:
     """Whether nothing of a run is in its folder yet."""
-    return not run.folder.exists() or {path.name for path in run.folder.iterdir()} <= {_LOCK, run.output.name}
+    return not run.folder.exists() or {path.name for path in run.folder.iterdir()} <= {LOCK_FILE, run.output.name}
 
 
 def _print_resolved(resolved: dict[str, Any]) -> None:
