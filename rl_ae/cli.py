@@ -154,7 +154,7 @@ def pretrain_command(
     if out is None:
         out = Path("runs") / f"pretrain_{Path(config.autoencoder).name}_{config.seed}"
     files = pretrain(source, config, out, resume=resume)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Fabric starts this command for every device of a machine
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # Fabric starts this command for every device of a machine
         return
     validations = [row for row in files.read_metrics() if "validation_total" in row]
     if validations:

@@ -61,15 +61,8 @@ _SHOWN, _TRAVERSED = 8, 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
 _FREE_FIELDS = frozenset(
     {
-        "steps",
-        "patience",
-        "log_every",
-        "checkpoint_every",
-        "frame_channels",
-        "accelerator",
-        "devices",
-        "nodes",
-        "shards",
+        *("steps", "patience", "log_every", "checkpoint_every", "frame_channels"),
+        *("accelerator", "devices", "nodes", "shards"),  # their resolved number may not differ
     }
 )
 
@@ -213,6 +206,11 @@ class Pretraining(NamedTuple):
     def logs(self) -> Path:
         """TensorBoard's folder."""
         return self.folder / "logs"
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The rows of :attr:`metrics`, each with what was measured at its step: ``validation_total``, say."""
+        with self.metrics.open(newline="") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def pretrain(
