@@ -120,7 +120,8 @@ def collect_command(
     """
     done = collect(config, out, workers)
     print(
-        f"{done.folder}: {done.episodes} episodes, {done.frames:,} frames, {done.size / 1e6:,.1f} MB; Minari's {done.name}"
+        f"{done.folder}: {done.episodes} episodes, {done.frames:,} frames, {done.size / 1e6:,.1f} MB; "
+        f"Minari's {done.name}"
     )
     print(f"next: rl-ae pretrain --data {out}")
 

@@ -35,7 +35,7 @@ from rl_ae.pretraining import ArrayFrames, PretrainConfig, pretrain
 from rl_ae.sb3 import SACAE
 
 CONV = ConvConfig(filters=(8, 8), kernel_size=4, strides=(2, 2), padding=1)
-TINY = VAEConfig(latent_dim=8, conv=CONV, hidden=(32,), target_bits=5)
+TINY = VAEConfig(latent_dim=8, conv=CONV, hidden=(32,), target_bits=5, likelihood="squared_error")
 #: A buffer of 80 of the 216 frames to train on: windows change within a pass.
 CONFIG = PretrainConfig(
     steps=24,
@@ -95,22 +95,23 @@ def equal(one, other):
 
 @pytest.fixture(scope="module")
 def finished(source, tmp_path_factory):
-    config = dataclasses.replace(CONFIG, steps=150, validate_every=50)
-    fast = dataclasses.replace(TINY, encoder_learning_rate=5e-3, decoder_learning_rate=5e-3)
+    config = dataclasses.replace(CONFIG, steps=100, validate_every=50)
+    fast = dataclasses.replace(TINY, encoder_learning_rate=5e-3, decoder_learning_rate=5e-3, beta=0.1)
     return train(source, tmp_path_factory.mktemp("pretrain") / "run", config, fast)
 
 
 def test_the_loss_falls_on_episodes_that_were_held_out(finished, episodes):
     rows = {row["step"]: row for row in finished.read_metrics()}
-    assert list(rows) == sorted({*range(5, 151, 5)})
-    assert rows[150]["validation_total"] < 0.8 * rows[50]["validation_total"]
-    assert rows[150]["train_reconstruction"] < 0.5 * rows[5]["train_reconstruction"]
+    assert list(rows) == list(range(5, 101, 5))
+    assert rows[100]["validation_total"] < 0.9 * rows[50]["validation_total"]
+    assert rows[100]["train_reconstruction"] < 0.3 * rows[5]["train_reconstruction"]
     held_out = pretraining.hold_out(8, 0.25, int(pretraining.random(0, 0).integers(2**31)))[1]
     images = to_unit(torch.from_numpy(np.concatenate([episodes[episode] for episode in held_out])))
     autoencoder = Autoencoder.from_pretrained(finished.autoencoder)
     error = (autoencoder.reconstruct(images[:64]) - images[:64]).square().mean().item()  # four whole batches of 72
     blind = (images - images.mean(dim=0)).square().mean().item()
-    assert error < 0.7 * blind
+    assert error < 0.8 * blind
+    assert rows[100]["validation_psnr"] == pytest.approx(-10 * np.log10(error), abs=1e-3)
 
 
 def test_it_leaves_metrics_pictures_and_logs(finished):
@@ -120,8 +121,8 @@ def test_it_leaves_metrics_pictures_and_logs(finished):
     assert all((finished.folder / name).read_bytes()[1:4] == b"PNG" for name in pictures)
     logged = EventAccumulator(str(finished.logs)).Reload()
     last = logged.Scalars("validation/psnr")[-1]
-    assert (last.step, last.value) == (150, pytest.approx(finished.read_metrics()[-1]["validation_psnr"]))
-    assert [scalar.step for scalar in logged.Scalars("train/kl")] == list(range(5, 151, 5))
+    assert (last.step, last.value) == (100, pytest.approx(finished.read_metrics()[-1]["validation_psnr"]))
+    assert [scalar.step for scalar in logged.Scalars("train/kl")] == list(range(5, 101, 5))
     described = json.loads(finished.config.read_text())
     assert described["data"]["episodes"] == 8 and described["data"]["observation_shape"] == [2, 20, 20]
     assert described["autoencoder"]["latent_dim"] == 8 and described["sessions"][0]["machine"]["cores"] >= 1
@@ -166,7 +167,7 @@ def test_a_saved_autoencoder_is_trained_on(finished, source, tmp_path):
 # ---------------------------------------------------------------------- how it goes on
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """What a process is ended by."""
 
 
@@ -175,7 +176,7 @@ def kill_after(steps, monkeypatch):
 
     def dying(run):
         if run.learner.step == steps:
-            raise Killed
+            raise KilledError
         return update(run)
 
     monkeypatch.setattr(pretraining._Run, "_update", dying)
@@ -196,7 +197,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(autoencoder, changes,
     straight = train(source, tmp_path / "straight", config, autoencoder)
     with monkeypatch.context() as patch:
         kill_after(17, patch)  # after a checkpoint at 10, of which 7 steps are lost
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(source, tmp_path / "killed", config, autoencoder)
     torch.manual_seed(99)
     resumed = train(source, tmp_path / "killed", config, autoencoder, resume=True)
@@ -306,9 +307,8 @@ def test_a_part_draws_its_rows_of_the_whole_noise():
     for start, rows in ((0, 2), (2, 3), (5, 1)):
         with PartOfNoise(start, rows, 6):
             parts = draws(rows)
-        assert all(
-            torch.equal(part, noise[start : start + rows]) for part, noise in zip(parts[:-1], whole, strict=False)
-        )
+        for part, noise in zip(parts[:-1], whole[:-1], strict=True):
+            assert torch.equal(part, noise[start : start + rows])
         assert torch.equal(parts[-1], whole[-1])
     with pytest.raises(ValueError, match="rows 4 to 7 are not a part of a batch of 6"):
         PartOfNoise(4, 3, 6)
@@ -327,7 +327,7 @@ config = PretrainConfig(
     steps=6, batch_size=16, accumulate=2, validate_every=3, buffer_mb=0.064, accelerator="cpu", held_out=2.0,
     checkpoint_every=1, shards=2, devices=int(sys.argv[3]),
 )
-autoencoder = VAEConfig(latent_dim=8, conv=conv, hidden=(32,), target_bits=5)
+autoencoder = VAEConfig(latent_dim=8, conv=conv, hidden=(32,), target_bits=5, likelihood="squared_error")
 pretrain(ArrayFrames(list(episodes)), config, sys.argv[2], autoencoder=autoencoder, progress_bar=False)
 """
 
@@ -336,7 +336,7 @@ def test_two_processes_learn_what_one_does_with_the_doubled_batch(episodes, tmp_
     np.save(tmp_path / "episodes.npy", np.stack(episodes))
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", "episodes.npy", "two", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Starting with 2 processes" in done.stderr
     config = PretrainConfig(
@@ -436,9 +436,7 @@ def test_what_is_not_finite_is_named_after_the_last_good_step(source, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(learner.RepresentationLearner, "losses", poisoned)
-        with pytest.raises(
-            FloatingPointError, match=r"kl is nan after 7 steps; .*checkpoint.pt is of the last good one"
-        ):
+        with pytest.raises(FloatingPointError, match=r"kl is nan after 7 steps; .*checkpoint.pt is of the last good"):
             train(source, tmp_path / "run")
     assert state(pretraining.Pretraining(tmp_path / "run"))["learner"]["step"] == 7
     resumed = train(source, tmp_path / "run", resume=True)
