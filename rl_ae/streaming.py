@@ -223,6 +223,19 @@ class Batches:
         """End the thread that reads; a batch that is asked for afterwards raises ``RuntimeError``."""
         self._reader.shutdown(cancel_futures=True)
 
+    def wait(self) -> None:
+        """Wait until the window that is being read has been read."""
+        if self._next is not None:
+            self._next[1].result()
+
+    def skip_window(self) -> None:
+        """Go on with the first batch of the next window."""
+        self.position = Position(*self._following(*self.position[:2]))
+
+    def batches_left(self) -> int:
+        """Batches of the window at the position, from there on."""
+        return max(self._batches(*self.position[:2]) - self.position.batch, 0)
+
     def next(self) -> Frames:
         """This process's rows of the batch at the position, (B / shards · own, C, H, W), and the position moves on."""
         window = self._window(*self.position[:2])
