@@ -148,7 +148,6 @@ def pretrain_command(
         grayscale: Frames of one channel.
         key: Of observations with several images, which.
     """
-    keep_freed_memory()
     source = MinariFrames(data, frame_stack, size, grayscale, key)
     if config.frame_channels is None and source.frame_channels in (1, 3):
         config = dataclasses.replace(config, frame_channels=source.frame_channels)

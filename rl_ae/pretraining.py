@@ -18,6 +18,7 @@ position in the data, and a run that was killed goes on as if it had not been.
 =====================  ======================================================================================
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -153,8 +154,14 @@ class PretrainConfig:
         """Parts that a batch is computed in."""
         return self.devices * self.nodes * self.accumulate
 
-    def resolve(self, observation_shape: tuple[int, int, int]) -> AutoencoderConfig:
+    def resolve(
+        self, observation_shape: tuple[int, int, int], autoencoder: AutoencoderConfig | None = None
+    ) -> AutoencoderConfig:
         """The autoencoder's config with the numbers that are given here.
+
+        Args:
+            observation_shape: (C, H, W).
+            autoencoder: A config in place of the one that is named here.
 
         Raises:
             ValueError: If it has no such number, or is a saved one, which keeps its own.
@@ -166,8 +173,9 @@ class PretrainConfig:
             "decoder_learning_rate": self.learning_rate,
         }
         given = {name: value for name, value in changes.items() if value is not None}
-        config = resolve_config(self.autoencoder, observation_shape)
-        known = set() if is_pretrained(self.autoencoder) else {field.name for field in dataclasses.fields(config)}
+        like = self.autoencoder if autoencoder is None else autoencoder
+        config = resolve_config(like, observation_shape)
+        known = set() if is_pretrained(like) else {field.name for field in dataclasses.fields(config)}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"the autoencoder {self.autoencoder!r} has no {', '.join(unknown)} to set")
         return dataclasses.replace(config, **given)
@@ -244,16 +252,19 @@ def pretrain(
             data are too few; if the loss depends on the whole batch, which is to be divided.
         FloatingPointError: If a term of the loss is not finite; names it. The checkpoint is of the step before.
     """
-    config = config if autoencoder is None else dataclasses.replace(config, autoencoder=type(autoencoder).__name__)
-    resolved = config.resolve(source.observation_shape) if autoencoder is None else autoencoder
-    resolved = resolved.for_shape(source.observation_shape)
+    resolved = config.resolve(source.observation_shape, autoencoder)
+    if autoencoder is not None:
+        config = dataclasses.replace(config, autoencoder=type(autoencoder).__name__)
     files = Pretraining(Path(folder))
     fabric = _fabric(config)
     fabric.launch()
     outside = generators.capture()
     try:
         run = _Run(source, config, resolved, files, fabric, resume)
-        with SummaryWriter(files.logs, purge_step=run.learner.step) if fabric.is_global_zero else _Silent() as writer:
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if fabric.is_global_zero:
+                writer = stack.enter_context(SummaryWriter(files.logs, purge_step=run.learner.step))
             run.train(writer, progress_bar and fabric.is_global_zero)
         if fabric.is_global_zero:
             run.draw()
@@ -261,16 +272,6 @@ def pretrain(
     finally:
         generators.restore(outside)
     return files
-
-
-class _Silent:
-    """No TensorBoard, in all processes but the first."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _fabric(config: PretrainConfig) -> Any:
