@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import minari
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_ae import (
@@ -21,6 +24,7 @@ from rl_ae import (
     SQVAEConfig,
     VAEConfig,
     VQVAEConfig,
+    cli,
     create_autoencoder,
     create_learner,
     generators,
@@ -482,3 +486,40 @@ def test_the_extra_is_named_where_it_is_missing(source, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "rl-ae\[distributed\]"'):
         train(source, tmp_path / "run")
     assert not Path(tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command_trains_on_a_data_set_of_minari(episodes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    frames = [np.repeat(episode[:, :1], 3, axis=1).transpose(0, 2, 3, 1) for episode in episodes[:4]]
+    minari.create_dataset_from_buffers(
+        "pendulum/pixels-v0",
+        buffer=[
+            EpisodeBuffer(
+                id=number,
+                observations=images,
+                actions=np.zeros((35, 1), np.float32),
+                rewards=np.zeros(35),
+                terminations=np.zeros(35, bool),
+                truncations=np.arange(35) == 34,
+            )
+            for number, images in enumerate(frames)
+        ],
+        observation_space=spaces.Box(0, 255, (20, 20, 3), np.uint8),
+        action_space=spaces.Box(-1.0, 1.0, (1,)),
+    )
+    command = (
+        "pretrain --data pendulum/pixels-v0 --autoencoder vae --latent-dim 4 --steps 4 --batch-size 8 --held-out 1"
+    )
+    command += f" --held-out 1 --validate-every 2 --frame-stack 2 --accelerator cpu --out {tmp_path / 'run'}".split()
+    cli.main(command)
+    shown = capsys.readouterr().out
+    assert "held-out episodes, step 4: reconstruction" in shown and "next: rl-ae train" in shown
+    autoencoder = Autoencoder.from_pretrained(tmp_path / "run/autoencoder")
+    assert (autoencoder.observation_shape, autoencoder.latent_dim) == ((6, 20, 20), 4)
+    settings = json.loads((tmp_path / "run/config.json").read_text())
+    assert settings["config"]["frame_channels"] == 3 and settings["data"]["observations"] == 4 * 36
+    with pytest.raises(SystemExit, match=r"rl-ae: .* exists: continue it with resume"):
+        cli.main(command)
