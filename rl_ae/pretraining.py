@@ -172,7 +172,7 @@ class PretrainConfig:
             "encoder_learning_rate": self.learning_rate,
             "decoder_learning_rate": self.learning_rate,
         }
-        given = {name: value for name, value in changes.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         like = self.autoencoder if autoencoder is None else autoencoder
         config = resolve_config(like, observation_shape)
         known = set() if is_pretrained(like) else {field.name for field in dataclasses.fields(config)}
