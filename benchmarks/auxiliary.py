@@ -29,9 +29,9 @@ from tqdm import tqdm
 from benchmarks.records import write_json, write_rows
 from rl_ae import ConvConfig, RAEConfig
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.files import write_atomically
 from rl_ae.sb3 import AutoencoderExtractor, AuxiliaryLossCallback
 from rl_ae.sb3.evaluation import play_episode, start_seeds
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "auxiliary"
 

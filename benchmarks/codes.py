@@ -28,9 +28,9 @@ from benchmarks.records import write_json, write_rows
 from rl_ae import Autoencoder, FSQConfig, SQVAEConfig, VQVAEConfig
 from rl_ae.analysis.figures import last_frame
 from rl_ae.configs import QuantizedConfig
+from rl_ae.files import write_atomically
 from rl_ae.losses import perplexity, psnr
 from rl_ae.pixels import to_unit
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "codes"
 

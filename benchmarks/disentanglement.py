@@ -30,8 +30,8 @@ from benchmarks.sprites import Factors, Sprites
 from rl_ae import CONFIGS, Autoencoder, AutoencoderConfig, create_learner
 from rl_ae.analysis import dci, factor_vae_score, mig, sap
 from rl_ae.configs import GaussianConfig
+from rl_ae.files import write_atomically
 from rl_ae.losses import active_units
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "disentanglement"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.records import write_json
 from rl_ae import Autoencoder, create_learner
 from rl_ae.configs import AutoencoderConfig
+from rl_ae.files import write_atomically
 from rl_ae.pixels import to_unit
-from rl_ae.sb3.pictures import write_atomically
 
 
 class Fit:

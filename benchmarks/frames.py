@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rl_ae.envs import PixelConfig, action_repeat, make_pixel_env
+from rl_ae.files import write_atomically
 from rl_ae.losses import psnr
 from rl_ae.pixels import to_unit
-from rl_ae.sb3.pictures import write_atomically
 
 #: Seed of the first held-out episode; those to train on count from 0.
 HELD_OUT_SEED = 1_000_000

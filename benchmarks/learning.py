@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.records import write_json
 from rl_ae import precision
+from rl_ae.files import write_atomically
 from rl_ae.provenance import describe_machine
 from rl_ae.sb3.callbacks import read_curve
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.runs import Run
 
 RESULTS = Path(__file__).parent / "results"

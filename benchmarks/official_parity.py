@@ -22,10 +22,10 @@ import tyro
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rl_ae.files import write_atomically
 from rl_ae.pixels import dequantize
 from rl_ae.sb3 import SACAE
 from rl_ae.sb3.agent import Batch
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.sac_ae import Noise
 
 SHAPE, ACTIONS, BATCH, UPDATES = (9, 84, 84), 6, 8, 4

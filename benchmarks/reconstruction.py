@@ -46,13 +46,13 @@ from rl_ae.autoencoders.flow import FlowLikelihood
 from rl_ae.autoencoders.pyramid import LEVELS, level_channels, level_sizes
 from rl_ae.configs import COMPACT_CONV, AutoencoderConfig
 from rl_ae.diagnostics import level_log_prob
+from rl_ae.files import write_atomically
 from rl_ae.latents import GaussianLatent, HierarchicalLatent, QuantizedLatent, StochasticLatent
 from rl_ae.likelihoods import Likelihood
 from rl_ae.logistic_mixture import LogisticMixture
 from rl_ae.losses import bits_per_dimension, psnr
 from rl_ae.pixels import to_unit
 from rl_ae.provenance import describe_machine
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "reconstruction"
 SHAPE = (3, *SIZE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_ae.sb3.pictures import write_atomically
+from rl_ae.files import write_atomically
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -29,9 +29,9 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from tqdm import tqdm
 
 from benchmarks.records import in_new_process, write_json, write_rows
+from rl_ae.files import write_atomically
 from rl_ae.sb3 import FrameReplayBuffer
 from rl_ae.sb3.memory import bytes_per_step
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "replay"
 

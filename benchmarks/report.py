@@ -26,7 +26,7 @@ from benchmarks.curves import colours_of, draw_task
 from benchmarks.pages import Picture, Section, Table, as_html, as_markdown
 from benchmarks.published import Score, published_frames, task_key
 from benchmarks.statistics import Estimate
-from rl_ae.sb3.pictures import write_atomically
+from rl_ae.files import write_atomically
 
 #: Where there is no number.
 NOTHING = "–"

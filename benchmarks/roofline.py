@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.records import write_json
 from benchmarks.throughput import BATCH_SIZE, EDGE, N_STACK, TRANSITIONS, Images, fill, make_unfused, measurable
+from rl_ae.files import write_atomically
 from rl_ae.provenance import describe_machine
 from rl_ae.sb3 import SACAE, FrameReplayBuffer
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "roofline"
 #: Mode → arguments of SACAE.

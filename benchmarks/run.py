@@ -33,7 +33,7 @@ from benchmarks.execution import Job, Resources, on_ray, one_after_another, run_
 from benchmarks.presets import PRESETS, apply, preset_of
 from benchmarks.records import write_json
 from benchmarks.suites import SUITES, suite_of
-from rl_ae.sb3.pictures import write_atomically
+from rl_ae.files import write_atomically
 from rl_ae.sb3.runs import Run
 
 RESULTS = Path(__file__).parent / "results"

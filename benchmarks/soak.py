@@ -25,8 +25,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rl_ae import RAEConfig
 from rl_ae.configs import CONFIGS
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.files import write_atomically
 from rl_ae.sb3.agent import AutoencoderAgent
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.runs import ALGORITHMS
 
 RESULTS = Path(__file__).parent / "results" / "soak"

@@ -35,10 +35,10 @@ from benchmarks.paper_transcription import PaperSACAE, sample
 from benchmarks.records import in_new_process, quartiles, write_json
 from rl_ae import precision
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.files import write_atomically
 from rl_ae.provenance import describe_machine
 from rl_ae.sb3 import SACAE, TD3AE, FrameReplayBuffer
 from rl_ae.sb3.memory import keep_freed_memory
-from rl_ae.sb3.pictures import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
 

@@ -1,6 +1,7 @@
 """``rl-ae``: train, evaluate and look inside from the command line."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from typing import Annotated
 
 import tyro
 
+from rl_ae.pretraining import PretrainConfig, pretrain
 from rl_ae.sb3.collecting import CollectConfig, collect
+from rl_ae.sb3.datasets import MinariFrames
 from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
 from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.run_config import PRESETS, RunConfig
@@ -121,6 +124,51 @@ def collect_command(
     print(f"next: rl-ae pretrain --data {out}")
 
 
+def pretrain_command(
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")],
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = PretrainConfig(),
+    out: Path | None = None,
+    resume: bool = False,
+    frame_stack: int = 1,
+    size: tuple[int, int] | None = None,
+    grayscale: bool = False,
+    key: str | None = None,
+) -> None:
+    """Train an autoencoder on a data set, without an agent.
+
+    Args:
+        data: A data set of Minari with images: its folder, or its id.
+        config: How.
+        out: Folder to write; runs/pretrain_<autoencoder>_<seed> if omitted.
+        resume: Continue what is in the folder, if there is anything.
+        frame_stack: Frames an observation.
+        size: (H, W) that frames are shrunk to; as they are if omitted.
+        grayscale: Frames of one channel.
+        key: Of observations with several images, which.
+    """
+    source = MinariFrames(data, frame_stack, size, grayscale, key)
+    if config.frame_channels is None and source.frame_channels in (1, 3):
+        config = dataclasses.replace(config, frame_channels=source.frame_channels)
+    if out is None:
+        out = Path("runs") / f"pretrain_{Path(config.autoencoder).name}_{config.seed}"
+    files = pretrain(source, config, out, resume=resume)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # Fabric starts this command for every device of a machine
+        return
+    validations = [row for row in files.read_metrics() if "validation_total" in row]
+    if validations:
+        best = min(validations, key=lambda row: row["validation_total"])
+        print(
+            f"held-out episodes, step {best['step']:.0f}: "
+            + ", ".join(
+                f"{name.removeprefix('validation_')} {value:.4g}"
+                for name, value in best.items()
+                if "validation" in name
+            )
+        )
+    print(f"{files.folder}: autoencoder/, metrics.csv, pictures, logs/ for TensorBoard")
+    print(f"next: rl-ae train --env … --autoencoder {files.autoencoder}")
+
+
 _PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."
 
 
@@ -159,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
             "show": show_command,
             "export": export,
             "collect": collect_command,
+            "pretrain": pretrain_command,
         }
         tyro.extras.subcommand_cli_from_dict(commands, args=given, prog="rl-ae")
     except (ValueError, ImportError, MemoryError, OSError, FloatingPointError) as error:

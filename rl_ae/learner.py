@@ -93,6 +93,12 @@ class RepresentationLearner:
         """Those that step on the weighted losses: the encoder's and the decoder's."""
         return [self.encoder_optimizer, self.decoder_optimizer]
 
+    @property
+    def whole_batch(self) -> list[str]:
+        """Why an update on a batch is not the mean of updates on its parts: nothing, or reasons one by one."""
+        parts = (self.autoencoder, self.autoencoder.output, self.loss)
+        return [reason for part in parts if (reason := getattr(part, "whole_batch", None))]
+
     def for_encoder(self, encoder: Encoder) -> Self:
         """A learner of another encoder through the same decoder.
 

@@ -217,6 +217,9 @@ class LikelihoodHead(nn.Module):
         scale: σ or b, > 0.
         squash: Pass means through a sigmoid, into (0, 1). A Bernoulli's are there anyway.
 
+    Attributes:
+        whole_batch: Why log-densities depend on the whole batch, where they do, else ``None``.
+
     Raises:
         ValueError: If the name is unknown or the scale is not positive.
     """
@@ -228,6 +231,8 @@ class LikelihoodHead(nn.Module):
         if not scale > 0.0:
             raise ValueError(f"the scale of a likelihood must be > 0, got {scale}")
         self.name, self.squash = name, squash
+        own_variance = name == "optimal_gaussian"
+        self.whole_batch = "an optimal Gaussian's variance is the batch's error" if own_variance else None
         log_scale = torch.tensor(math.log(scale))
         if name == "learned_gaussian":
             self.log_scale = nn.Parameter(log_scale)

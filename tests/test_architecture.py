@@ -19,6 +19,7 @@ ALSO_ALLOWED = {
     "rl_ae.autoencoders.base": ("huggingface_hub", "safetensors"),
     "rl_ae.factory": ("huggingface_hub.errors",),
     "rl_ae.learner": ("tqdm",),
+    "rl_ae.pretraining": ("tqdm",),
 }
 #: module → what it may not import, beside the halves.
 FORBIDDEN = {
@@ -41,7 +42,9 @@ FORBIDDEN = {
     "rl_ae.sb3": ("rl_ae.cli",),
 }
 #: Optional extras: imported inside the functions that need them, in either half.
-EXTRAS = {"diffusers", "h5py", "imageio", "minari", "onnxruntime", "sklearn", "vector_quantize_pytorch"}
+EXTRAS = {
+    *("diffusers", "h5py", "imageio", "lightning", "minari", "onnxruntime", "sklearn", "vector_quantize_pytorch"),
+}
 
 
 def sources(root=ROOT):

@@ -8,6 +8,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from rl_ae import ConvConfig, RAEConfig, create_autoencoder
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.files import write_atomically
 from rl_ae.pixels import to_unit
 from rl_ae.sb3.evaluation import (
     RandomPolicy,
@@ -18,7 +19,7 @@ from rl_ae.sb3.evaluation import (
     reconstruction_quality,
     start_seeds,
 )
-from rl_ae.sb3.pictures import enlarge, save_learning_curve, save_reconstructions, save_video, write_atomically
+from rl_ae.sb3.pictures import enlarge, save_learning_curve, save_reconstructions, save_video
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="rl_ae", tags=["
 
     #: The dataclass that configures it.
     config_type: ClassVar[type[AutoencoderConfig]] = AutoencoderConfig
+    #: Why an update cannot be computed in parts of a batch, where it cannot.
+    whole_batch: ClassVar[str | None] = None
     #: What its shapes may be: numbers of dimensions without the batch.
     dimensions: ClassVar[tuple[int, ...]] = (1, 3)
 

@@ -147,6 +147,7 @@ class VQVAE(QuantizedAutoencoder):
     """
 
     config_type: ClassVar[type[VQVAEConfig]] = VQVAEConfig
+    whole_batch: ClassVar[str | None] = "the codebook follows the batch"
 
     def encode(self, observations: Tensor) -> QuantizedLatent:
         """Encode observations (B, ...) to the nearest codes."""

@@ -43,7 +43,13 @@ class Loss(nn.Module):
 
     Every term is summed over pixels or latent dimensions and averaged over the batch, in nats. A loss of your own is
     any ``nn.Module`` whose forward has the signature of :meth:`forward`.
+
+    Attributes:
+        whole_batch: Why the loss of a batch is not the mean of its parts' losses, where it is not; such a loss cannot
+            be computed in parts. ``None`` where it is.
     """
+
+    whole_batch: str | None = None
 
     @abstractmethod
     def forward(

@@ -99,6 +99,7 @@ class FactorLoss(Loss):
 
     def __init__(self, discriminator: Discriminator, gamma: float, warmup_steps: int = 0) -> None:
         super().__init__()
+        self.whole_batch = "the discriminator learns from latents permuted over the batch"
         check_weights(gamma=gamma, warmup_steps=warmup_steps)
         self.discriminator, self.gamma, self.warmup_steps = discriminator, gamma, warmup_steps
 
@@ -253,6 +254,7 @@ class BTCLoss(Loss):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
+        self.whole_batch = "the aggregate posterior is estimated from the batch"
         check_weights(beta=beta, alpha=alpha, gamma=gamma, warmup_steps=warmup_steps)
         _check_estimator(estimator)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma

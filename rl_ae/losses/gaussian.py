@@ -139,6 +139,7 @@ class BetaBLoss(Loss):
         capacity_steps: int,
     ) -> None:
         super().__init__()
+        self.whole_batch = "the capacity is compared with the batch's mean KL"
         check_weights(
             gamma=gamma,
             initial_capacity=initial_capacity,

@@ -71,6 +71,10 @@ class HierarchicalLoss(Loss):
             raise ValueError(f"groups must be counts ≥ 1, one a grid, at least one; got {tuple(groups)}")
         self.groups = tuple(groups)
         self.beta, self.free_nats, self.warmup_steps = beta, free_nats, warmup_steps
+        if warmup_steps:
+            self.whole_batch = (
+                "during the warm-up, groups are balanced by the batch's mean KL (warmup_steps=0 has none)"
+            )
 
     def forward(
         self,

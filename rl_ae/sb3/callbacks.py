@@ -16,11 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
+from rl_ae.files import write_atomically
 from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.checkpoint import CheckpointWriter
 from rl_ae.sb3.evaluation import compare, spread_observations
-from rl_ae.sb3.pictures import write_atomically
 
 Row = dict[str, float]
 _COUNTS = ("step", "frames", "episodes")

@@ -25,10 +25,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from rl_ae import generators
+from rl_ae.files import write_atomically
 from rl_ae.sb3.agent import AutoencoderAgent, NonFiniteError
 from rl_ae.sb3.algorithms import ALGORITHMS
 from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.replay import FrameReplayBuffer
 
 FORMAT = 1

@@ -30,8 +30,8 @@ from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 
 from rl_ae.envs import Frame, shrink
+from rl_ae.files import write_atomically
 from rl_ae.pixels import MIN_IMAGE_SIZE
-from rl_ae.sb3.pictures import write_atomically
 
 _MAIN, _METADATA, _FORMAT = "main_data.hdf5", "metadata.json", "hdf5"
 #: What a chunk of frames holds before it is compressed: 21 frames of 64×64×3. A read unpacks whole chunks.

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from rl_ae import __version__
+from rl_ae.files import write_atomically
 from rl_ae.sb3.checkpoint import load_autoencoder_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.runs import Run
 
 #: How far an exported policy's actions may differ from those of ``predict``.

@@ -1,8 +1,7 @@
 """Pictures: reconstructions, videos and learning curves as files."""
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rl_ae.files import write_atomically
+
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Videos and strips are enlarged by whole numbers until a frame is at least this tall.
 DISPLAY_HEIGHT = 192
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and put it in place at once, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def enlarge(frames: Frames) -> Frames:

@@ -32,6 +32,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
+from rl_ae.files import write_atomically
 from rl_ae.provenance import describe_machine, git_commit
 from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.algorithms import ALGORITHMS
@@ -65,7 +66,7 @@ from rl_ae.sb3.evaluation import (
     start_seeds,
 )
 from rl_ae.sb3.locking import LOCK_FILE, locked
-from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video, write_atomically
+from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 
 EVALUATION_EPISODES = 10

@@ -22,10 +22,10 @@ from rl_ae.analysis import plot_interpolation, plot_reconstructions, plot_sample
 from rl_ae.autoencoders import Autoencoder
 from rl_ae.autoencoders.base import WEIGHTS_FILE
 from rl_ae.envs import PixelConfig, shrink
+from rl_ae.files import write_atomically
 from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.sb3.checkpoint import STATE_FILE, load_autoencoder_agent
 from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor, RandomPolicy, play_episode
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.runs import Run
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rl_ae.sb3.pictures import write_atomically
+from rl_ae.files import write_atomically
 
 #: Marks of what JSON has no word for: a tensor, which stands elsewhere, and a mapping whose keys are numbers.
 _TENSOR, _NUMBERED = "$tensor", "$numbered"

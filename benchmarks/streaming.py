@@ -1,0 +1,164 @@
+"""Streaming: how much memory, and how much time, does pretraining need on data that are larger than memory?
+
+    python -m benchmarks.streaming                     # generates 20 GB of frames, and deletes them again
+    python -m benchmarks.streaming --data FOLDER       # a data set of Minari
+
+Throughput is measured in pairs, in one run: a window from disk, until the next one has been read
+as well, then as many updates on frames in memory. What has been read is taken out of the system's cache, so that it
+is read from the disk each time. Memory is the most that a process of its own ever held that pretrains on the whole
+data set and nothing else.
+"""
+
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from benchmarks.records import in_new_process, quartiles, write_json
+from rl_ae import create_learner
+from rl_ae.configs import named_config
+from rl_ae.pixels import to_unit
+from rl_ae.pretraining import PretrainConfig, pretrain
+from rl_ae.provenance import describe_machine, git_commit
+from rl_ae.sb3.datasets import MinariFrames
+from rl_ae.streaming import ArrayFrames, Batches, Frames, FrameSource
+
+EPISODE_LENGTH = 1_000
+SHAPE = (3, 64, 64)
+
+
+class FileFrames:
+    """Episodes in one file of raw frames, of which nothing stays in the system's cache.
+
+    Args:
+        path: The file, of whole episodes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.observation_shape = SHAPE
+        self._frame_bytes = int(np.prod(SHAPE))
+        self.episode_lengths = [EPISODE_LENGTH] * (path.stat().st_size // self._frame_bytes // EPISODE_LENGTH)
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self, episode: int, start: int, stop: int) -> Frames:
+        offset = (episode * EPISODE_LENGTH + start) * self._frame_bytes
+        count = (stop - start) * self._frame_bytes
+        frames = np.frombuffer(os.pread(self._file, count, offset), np.uint8).reshape(-1, *SHAPE)
+        os.posix_fadvise(self._file, offset, count, os.POSIX_FADV_DONTNEED)
+        return frames
+
+
+def generate(path: Path, gigabytes: float) -> None:
+    """Write a file of random frames, of whole episodes."""
+    episode_bytes = EPISODE_LENGTH * int(np.prod(SHAPE))
+    noise = np.random.default_rng(0).integers(256, size=episode_bytes, dtype=np.uint8).tobytes()
+    with path.open("wb", buffering=0) as file:
+        for number in tqdm(range(int(gigabytes * 1e9 // episode_bytes)), "generating", unit="episode", leave=False):
+            start = number * 4_099 % episode_bytes  # no two episodes are the same
+            file.write(noise[start:] + noise[:start])
+        os.fsync(file.fileno())
+
+
+def open_source(data: Path) -> FrameSource:
+    """A data set of Minari, or a file of :func:`generate`."""
+    return FileFrames(data) if data.is_file() else MinariFrames(data)
+
+
+def peak_memory(data: Path, config: PretrainConfig) -> dict[str, float]:
+    """Gigabytes: of the data, and the most that this process held, before and after pretraining on them."""
+    source = open_source(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain(source, config, folder)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = sum(source.episode_lengths) * int(np.prod(source.observation_shape))
+    return {"data_gb": size / 1e9, "before_gb": before * 1024 / 1e9, "peak_gb": after * 1024 / 1e9}
+
+
+def compare_throughput(data: Path, config: PretrainConfig, pairs: int) -> dict[str, object]:
+    """Seconds of the same number of updates, from memory and from disk, and their ratio, pair by pair."""
+    source = open_source(data)
+    learner = create_learner(named_config(config.autoencoder).for_shape(source.observation_shape))
+    buffer_bytes = int(config.buffer_mb * 1e6)
+    episodes = range(len(source.episode_lengths))
+    disk = Batches(source, episodes, config.batch_size, buffer_bytes=buffer_bytes)
+    held = [np.array(source.read(0, 0, source.episode_lengths[0])) for _ in range(4)]
+    memory = Batches(ArrayFrames(held), range(len(held)), config.batch_size, buffer_bytes=2**62)
+
+    def train(reader: Batches, updates: int) -> float:
+        started = time.perf_counter()
+        for _ in range(updates):
+            learner.update(to_unit(torch.from_numpy(reader.next())))
+        reader.wait()
+        return time.perf_counter() - started
+
+    train(memory, 2), train(disk, 1)
+    seconds: dict[str, list[float]] = {"memory": [], "disk": []}
+    for _ in tqdm(range(pairs), "pairs", leave=False):
+        disk.skip_window()  # so that every measurement reads one, while it trains on the one before
+        updates = disk.batches_left()
+        seconds["disk"].append(train(disk, updates))
+        seconds["memory"].append(train(memory, updates))
+    ratios = [held / read for held, read in zip(seconds["memory"], seconds["disk"], strict=True)]
+    disk.close(), memory.close()
+    return {"updates": updates, "seconds": seconds, "ratios": ratios, "ratio_quartiles": quartiles(ratios)}
+
+
+def main(
+    data: Path | None = None,
+    gigabytes: float = 20.0,
+    autoencoder: str = "wm_vae",
+    batch_size: int = 64,
+    buffer_mb: float = 64.0,
+    steps: int = 200,
+    pairs: int = 5,
+    out: Path = Path("benchmarks/results/streaming/summary.json"),
+) -> None:
+    """Measure memory and throughput.
+
+    Args:
+        data: A data set of Minari; generated frames if omitted.
+        gigabytes: Of generated frames.
+        autoencoder: Its name.
+        batch_size: Observations an update.
+        buffer_mb: Of the buffer.
+        steps: Updates of the process whose memory is measured; enough for some windows.
+        pairs: Measurements of the throughput.
+        out: Where the record is written.
+    """
+    config = PretrainConfig(
+        autoencoder=autoencoder,
+        batch_size=batch_size,
+        buffer_mb=buffer_mb,
+        steps=steps,
+        accelerator="cpu",
+        checkpoint_every=steps,
+        validate_every=steps,
+        validation_frames=batch_size,
+    )
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        if data is None:
+            data = Path(folder) / "frames"
+            generate(data, gigabytes)
+        record = {
+            "config": {"autoencoder": autoencoder, "batch_size": batch_size, "buffer_mb": buffer_mb, "steps": steps},
+            "memory": in_new_process(peak_memory, data, config),
+            "throughput": in_new_process(compare_throughput, data, config, pairs),
+            "commit": git_commit(),
+            "machine": describe_machine(),
+        }
+    write_json(out, record)
+    low, median, high = record["throughput"]["ratio_quartiles"]
+    memory = record["memory"]
+    print(f"memory: {memory['peak_gb']:.2f} GB for {memory['data_gb']:.1f} GB of frames")
+    print(f"throughput from disk: {median:.2f} of that from memory ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
