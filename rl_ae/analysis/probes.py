@@ -240,7 +240,7 @@ def probe_mlp(
     inputs, _ = _standardized(x, split.fit)
     wanted, (mean, deviation) = _standardized(y, split.fit)
     rows = wanted[split.fit]
-    model = MLPRegressor(hidden, batch_size=min(64, len(rows)), random_state=seed)
+    model = MLPRegressor(hidden_layer_sizes=hidden, batch_size=min(64, len(rows)), random_state=seed)
     best, lowest, waited = np.empty(0), np.inf, 0
     for _ in range(epochs):
         model.partial_fit(inputs[split.fit], rows.ravel() if rows.shape[1] == 1 else rows)

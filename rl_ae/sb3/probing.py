@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +208,7 @@ def play(
         raise ValueError(f"a probe needs episodes ≥ 3 and steps ≥ 2, got {episodes} and {steps}")
     read = state_reader(env)
     observations, actions, labels, states, rewards = [], [], [], [], []
-    with tqdm(total=episodes * steps, desc="play", unit="step", disable=not progress_bar, leave=False) as bar:
+    with _progress(range(episodes * steps), "play", progress_bar) as bar:
         for episode in range(episodes):
             observation, _ = env.reset(seed=FIRST_START_SEED + seed + episode)
             action, _ = policy.predict(np.asarray(observation), deterministic=False)
@@ -231,6 +232,11 @@ def play(
         (*names, REWARD),
         (*groups, REWARD),
     )
+
+
+def _progress(steps: range, description: str, shown: bool) -> "tqdm[int]":
+    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
+    return tqdm(steps, description, disable=not shown, leave=False, unit="step", mininterval=interval)
 
 
 def _as_vector(action: Any, space: gym.Space[Any]) -> Floats:
@@ -394,7 +400,7 @@ def train_ceiling(
         optimizer = Adam(network.parameters(), lr=1e-3)
         rng = np.random.default_rng(seed)
         best, lowest = torch.empty(0), np.inf
-        for update in tqdm(range(1, updates + 1), "supervised ceiling", disable=not progress_bar, leave=False):
+        for update in _progress(range(1, updates + 1), "supervised ceiling", progress_bar):
             rows = rng.choice(split.fit, size=BATCH_SIZE)
             error = F.mse_loss(network(to_unit(images[rows])), wanted[rows])
             optimizer.zero_grad()
