@@ -18,16 +18,15 @@ from rl_ae import Autoencoder, ConvConfig, RAEConfig, VAEConfig, cli, create_aut
 from rl_ae.analysis.probes import split_episodes
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.pixels import to_unit
-from rl_ae.sb3 import SACAE, AutoencoderExtractor, probing
+from rl_ae.sb3 import SACAE, AutoencoderExtractor, ProbeCallback
 from rl_ae.sb3.evaluation import RandomPolicy
+from rl_ae.sb3.playing import HeldActions, play
+from rl_ae.sb3.probe_callback import agent_extractor
 from rl_ae.sb3.probing import (
-    HeldActions,
-    ProbeCallback,
     ProbeSource,
     Score,
     encode,
     format_table,
-    play,
     principal_components,
     probe,
     score,
@@ -332,7 +331,7 @@ def test_stock_agents_are_probed(algorithm):
     agent.learn(16, callback=callback)
     assert [row["step"] for row in callback.rows] == [0, 8, 16]
     owner = agent.policy if algorithm is PPO else agent.policy.critic
-    assert probing.agent_extractor(agent) is owner.features_extractor
+    assert agent_extractor(agent) is owner.features_extractor
 
 
 def test_a_probe_of_another_environment_is_refused():

@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +24,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from rl_ae.analysis.disentanglement import require_scikit_learn
 from rl_ae.analysis.probes import (
@@ -51,20 +44,17 @@ from rl_ae.analysis.probes import (
     varying,
 )
 from rl_ae.autoencoders import Autoencoder
+from rl_ae.diagnostics import evaluating
 from rl_ae.envs import PixelConfig
-from rl_ae.envs.states import State, state_reader
 from rl_ae.optimizers import Adam
 from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.provenance import git_commit, versions
-from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor
+from rl_ae.sb3.evaluation import Observations
 from rl_ae.sb3.pictures import write_atomically
+from rl_ae.sb3.playing import EPISODES, STEPS, HeldActions, ProbeSet, play, progress
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.show import Subject, load_subject
 
-#: Episodes that are played, and the most decisions in each.
-EPISODES, STEPS = 20, 150
-#: The most decisions that an action is held for.
-HOLD = 8
 #: Gradient steps of the supervised ceiling.
 CEILING_UPDATES = 500
 #: Widest PCA, whatever the latent's width: more components of so few frames are noise.
@@ -77,7 +67,7 @@ BATCH_SIZE = 64
 CEILING_HIDDEN = 256
 #: Names of probes, in tables.
 RIDGE, MLP = "ridge", "MLP"
-REWARD, NEXT_LATENT = "reward", "next latent"
+NEXT_LATENT = "next latent"
 _COLUMNS = ("representation", "probe", "group", "target", "r2")
 
 
@@ -126,152 +116,12 @@ class Score(NamedTuple):
     r2: float
 
 
-# ---------------------------------------------------------------------- what is played
-
-
-class ProbeSet(NamedTuple):
-    """Observations of whole episodes, in order, and what lay behind them. Starts are left out: no reward led there.
-
-    Attributes:
-        observations: (N, C, H, W), ``uint8``.
-        actions: What was done next, (N, A); a row of an index's zeros and one for discrete ones.
-        episodes: Of every row, (N,).
-        targets: The state and the reward that came with the observation, (N, K).
-        names: Of the targets.
-        groups: Of the targets: those of :mod:`rl_ae.envs.states`, and ``reward``.
-    """
-
-    observations: Observations
-    actions: Floats
-    episodes: Integers
-    targets: Floats
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
-
-
-class HeldActions:
-    """Actions that stay for a while, so that something comes of them: random ones, or an agent's turn to choose.
-
-    A turn takes 1 to ``hold`` decisions, uniformly. With an agent every second one is its own, on average, and in it
-    the agent chooses anew each time.
-
-    Args:
-        action_space: What random actions are drawn from; seeded here.
-        seed: Of all draws.
-        hold: Most decisions of a turn.
-        agent: Who else acts.
-    """
-
-    def __init__(
-        self, action_space: gym.Space[Any], seed: int = 0, hold: int = HOLD, agent: Predictor | None = None
-    ) -> None:
-        self.action_space, self.hold, self.agent = action_space, hold, agent
-        self._rng = np.random.default_rng(seed)
-        self._left, self._held = 0, None
-        action_space.seed(seed)
-
-    def predict(self, observation: Observations, *, deterministic: bool = False) -> tuple[Any, None]:
-        """The next action."""
-        if self._left == 0:
-            self._left = int(self._rng.integers(1, self.hold + 1))
-            agents_turn = self.agent is not None and self._rng.random() < 0.5
-            self._held = None if agents_turn else self.action_space.sample()
-        self._left -= 1
-        if self._held is None:
-            assert self.agent is not None
-            return self.agent.predict(observation, deterministic=deterministic)[0], None
-        return self._held, None
-
-
-def play(
-    env: gym.Env[Any, Any],
-    policy: Predictor,
-    episodes: int = EPISODES,
-    steps: int = STEPS,
-    seed: int = 0,
-    progress_bar: bool = True,
-) -> ProbeSet:
-    """Play episodes, and write down every observation and the state behind it.
-
-    Args:
-        env: Of images; :func:`~rl_ae.envs.states.state_reader` must know its state.
-        policy: Who acts.
-        episodes: To play, ≥ 3.
-        steps: Most decisions of each.
-        seed: Of the starts.
-        progress_bar: Show one.
-
-    Raises:
-        ValueError: If a number is too small or the state is not known.
-    """
-    if episodes < 3 or steps < 2:
-        raise ValueError(f"a probe needs episodes ≥ 3 and steps ≥ 2, got {episodes} and {steps}")
-    read = state_reader(env)
-    observations, actions, labels, states, rewards = [], [], [], [], []
-    with _progress(range(episodes * steps), "play", progress_bar) as bar:
-        for episode in range(episodes):
-            observation, _ = env.reset(seed=FIRST_START_SEED + seed + episode)
-            action, _ = policy.predict(np.asarray(observation), deterministic=False)
-            for _ in range(steps):
-                observation, reward, terminated, truncated, _ = env.step(action)
-                action, _ = policy.predict(np.asarray(observation), deterministic=False)
-                observations.append(np.asarray(observation))
-                actions.append(_as_vector(action, env.action_space))
-                labels.append(episode)
-                states.append(read())
-                rewards.append(float(reward))
-                bar.update()
-                if terminated or truncated:
-                    break
-    names, groups = _names(states[0])
-    return ProbeSet(
-        np.stack(observations),
-        np.stack(actions),
-        np.array(labels, np.int64),
-        np.column_stack([np.array([_values(state) for state in states]), rewards]),
-        (*names, REWARD),
-        (*groups, REWARD),
-    )
-
-
-def _progress(steps: range, description: str, shown: bool) -> "tqdm[int]":
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
-    return tqdm(steps, description, disable=not shown, leave=False, unit="step", mininterval=interval)
-
-
-def _as_vector(action: Any, space: gym.Space[Any]) -> Floats:
-    vector: Floats = np.asarray(spaces.flatten(space, action), np.float64)
-    return vector
-
-
-def _names(state: State) -> tuple[list[str], list[str]]:
-    pairs = [(name, group) for group, numbers in state.items() for name in numbers]
-    return [name for name, _ in pairs], [group for _, group in pairs]
-
-
-def _values(state: State) -> list[float]:
-    return [value for numbers in state.values() for value in numbers.values()]
-
-
 # ---------------------------------------------------------------------- what is read
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[torch.device]:
-    """Without dropout and gradients; afterwards every module is in the mode it was in."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    finally:
-        for each, mode in modes:
-            each.training = mode
 
 
 def encode(autoencoder: Autoencoder, observations: Observations) -> Floats:
     """The latents' modes, (N, D), of observations (N, C, H, W) as an environment returns them."""
-    with _evaluating(autoencoder) as device:
+    with evaluating(autoencoder) as device:
         batches = torch.as_tensor(observations).split(BATCH_SIZE)
         modes = [autoencoder.encode(to_unit(batch.to(device))).mode.cpu() for batch in batches]
     latents: Floats = torch.cat(modes).double().numpy()
@@ -400,7 +250,7 @@ def train_ceiling(
         optimizer = Adam(network.parameters(), lr=1e-3)
         rng = np.random.default_rng(seed)
         best, lowest = torch.empty(0), np.inf
-        for update in _progress(range(1, updates + 1), "supervised ceiling", progress_bar):
+        for update in progress(range(1, updates + 1), "supervised ceiling", progress_bar):
             rows = rng.choice(split.fit, size=BATCH_SIZE)
             error = F.mse_loss(network(to_unit(images[rows])), wanted[rows])
             optimizer.zero_grad()
@@ -416,7 +266,7 @@ def train_ceiling(
 
 
 def _forward(network: nn.Module, images: Tensor, rows: Integers) -> Tensor:
-    with _evaluating(network):
+    with evaluating(network):
         return torch.cat([network(to_unit(images[batch])) for batch in torch.as_tensor(rows).split(BATCH_SIZE)])
 
 
@@ -582,133 +432,3 @@ def _write(report: Report, settings: dict[str, Any]) -> None:
 def _without_nan(means: Any) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {group: value if np.isfinite(value) else None for group, value in means.items()}
-
-
-# ---------------------------------------------------------------------- while an agent learns
-
-
-def agent_extractor(model: BaseAlgorithm) -> BaseFeaturesExtractor:
-    """What an agent sees through: its critic's features extractor, or its policy's where there is no critic's.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    found = {
-        name: module
-        for name, module in model.policy.named_modules()
-        if isinstance(module, BaseFeaturesExtractor) and "_target" not in name
-    }
-    for name in sorted(found, key=lambda name: not name.startswith("critic")):
-        return found[name]
-    raise ValueError(f"{type(model).__name__}'s policy has no features extractor to probe")
-
-
-class ProbeCallback(BaseCallback):
-    """Does an agent's latent hold the state? Asked every so many steps, about the same frames each time.
-
-    When training starts, episodes are played with random held actions; the agent's encoder (the critic's, where there
-    are several) then encodes them every so often, and ridge regression reads the state. Of every group of
-    :mod:`rl_ae.envs.states`, and of the reward, the mean R² on held-out episodes is logged as ``probe/<group>_r2``. The
-    first row is of the encoder as training finds it: the untrained one, unless it was pretrained. Any features
-    extractor is probed, Stable-Baselines3's ``NatureCNN`` too. Draws from no global generator.
-
-    Args:
-        env: To play in, with the agent's observations; closed by whoever made it.
-        every: Steps between two rows.
-        path: CSV file, rewritten with every row, and continued if it is there; no file if ``None``.
-        episodes: To play, ≥ 3.
-        steps: Most decisions of each.
-        seed: Of starts, actions and split.
-
-    Attributes:
-        rows: What was measured so far: ``step`` and ``<group>_r2``.
-
-    Raises:
-        ValueError: If a number is too small, the environment's state is not known, or its observations are not those
-            of the agent.
-        ImportError: Without scikit-learn.
-    """
-
-    def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        every: int,
-        path: Path | None = None,
-        *,
-        episodes: int = EPISODES,
-        steps: int = 50,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be ≥ 1, got {every}")
-        require_scikit_learn()
-        state_reader(env)
-        self.env, self.every, self.path = env, every, path
-        self.episodes, self.steps, self.seed = episodes, steps, seed
-        self.rows: list[dict[str, float]] = []
-        self._data: ProbeSet | None = None
-
-    def _init_callback(self) -> None:
-        if self.env.observation_space != self.model.observation_space:
-            raise ValueError(
-                f"the agent observes {self.model.observation_space}, expected the same of the probe's environment, got "
-                f"{self.env.observation_space}"
-            )
-        self._extractor = agent_extractor(self.model)
-
-    def _on_training_start(self) -> None:
-        if self._data is None:
-            policy = HeldActions(self.env.action_space, self.seed)
-            self._data = play(self.env, policy, self.episodes, self.steps, self.seed, progress_bar=False)
-            self._split = split_episodes(self._data.episodes, seed=self.seed)
-            self.rows = self._earlier_rows()
-        if not self.rows:
-            self.add_row()
-        self._last = self.num_timesteps
-
-    def _earlier_rows(self) -> list[dict[str, float]]:
-        if self.path is None or not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [row for row in rows if row["step"] <= self.num_timesteps]
-
-    def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps - self._last >= self.every:
-            self.add_row()
-
-    def _on_training_end(self) -> None:
-        if self.rows[-1]["step"] < self.model.num_timesteps:
-            self.add_row()
-
-    def add_row(self) -> None:
-        """Probe the encoder as it is now, log the scores and write the file."""
-        data = self._data
-        assert data is not None
-        scores = probe_ridge(self._features(data.observations), data.targets, self._split).scores
-        means = {f"{group}_r2": value for group, value in group_means(scores, data.groups).items()}
-        for name, value in means.items():
-            self.logger.record(f"probe/{name}", value)
-        self._last = self.model.num_timesteps
-        self.rows.append({"step": self._last, **means})
-        if self.path is not None:
-            write_atomically(self.path, self._write)
-
-    def _features(self, observations: Observations) -> Floats:
-        space, normalize = self.model.observation_space, self.model.policy.normalize_images
-        with _evaluating(self._extractor):
-            batches = torch.as_tensor(observations).split(BATCH_SIZE)
-            prepared = (preprocess_obs(batch.to(self.model.device), space, normalize) for batch in batches)
-            features = torch.cat([self._extractor(batch).cpu() for batch in prepared])
-        result: Floats = features.double().numpy()
-        return result
-
-    def _write(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-    def _on_step(self) -> bool:
-        return True
