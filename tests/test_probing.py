@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -42,33 +41,8 @@ PIXELS = PixelConfig(size=(16, 16), grayscale=True, frame_stack=2)
 CONFIG = RAEConfig(conv=ConvConfig(filters=(8, 16), strides=(2, 2)), latent_dim=6)
 
 
-class MovingDot(DotEnv):
-    """The dot, whose speed is a state of its own and whose colour never changes."""
-
-    def reset(self, *, seed=None, options=None):
-        self.velocity = np.zeros(2)
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action):
-        before = self.position
-        result = super().step(action)
-        self.velocity = self.position - before
-        return result
-
-    def simulator_state(self):
-        row, column = map(float, self.position)
-        down, right = map(float, self.velocity)
-        return {
-            "positions": {"row": row, "column": column, "colour": 1.0},
-            "velocities": {"down": down, "right": right},
-        }
-
-
-gym.register("MovingDot-v0", lambda **kwargs: MovingDot((1, 16, 16), episode_length=25))
-
-
 def make_env():
-    return make_pixel_env("MovingDot-v0", PIXELS)
+    return make_pixel_env("moving_dot:MovingDot-v0", PIXELS)
 
 
 @pytest.fixture(scope="module")
@@ -211,19 +185,27 @@ def test_components_come_from_the_training_rows_alone(data):
 
 
 def test_small_pixels_are_averages():
-    frames = np.arange(2 * 64 * 40, dtype=np.uint32).reshape(1, 2, 64, 40).astype(np.uint8)
-    small = small_pixels(frames).reshape(2, 32, 32)
-    assert small_pixels(frames, 100).shape == (1, 2 * 64 * 40)
-    wide = small_pixels(frames, 20).reshape(2, 20, 20)  # 40 columns in pairs
-    np.testing.assert_allclose(small.mean(), frames.mean() / 255, rtol=0.01)
-    np.testing.assert_allclose(wide[1, :, 3].mean(), frames[0, 1, :, 6:8].mean() / 255, rtol=0.05)
+    frames = np.random.default_rng(0).integers(256, size=(3, 2, 64, 32), dtype=np.uint8)
+    blocks = frames.reshape(3, 2, 16, 4, 16, 2).mean(axis=(3, 5)) / 255
+    np.testing.assert_allclose(small_pixels(frames, 16), blocks.reshape(3, -1), atol=1e-6)
+    np.testing.assert_allclose(small_pixels(frames, 100), frames.reshape(3, -1) / 255, atol=1e-6)  # small enough
 
 
 # ---------------------------------------------------------------------- the command
 
 
 def test_the_command_writes_table_numbers_and_chart(folder, tmp_path, capsys):
-    command = ["probe", str(folder), "--env", "MovingDot-v0", "--grayscale", "--episodes", "6", "--steps", "20"]
+    command = [
+        "probe",
+        str(folder),
+        "--env",
+        "moving_dot:MovingDot-v0",
+        "--grayscale",
+        "--episodes",
+        "6",
+        "--steps",
+        "20",
+    ]
     cli.main([*command, "--ceiling-updates", "20", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
     with (tmp_path / "probe.csv").open(newline="") as file:
@@ -232,7 +214,7 @@ def test_the_command_writes_table_numbers_and_chart(folder, tmp_path, capsys):
     names = ["latent", "random encoder", "PCA-6", "raw pixels", "supervised ceiling"]
     assert list(dict.fromkeys(row["representation"] for row in rows)) == names
     assert content["dropped"] == ["colour (positions)"] and "colour (positions)" in shown
-    assert content["env"] == "MovingDot-v0" and sum(content["rows"].values()) == 6 * 20
+    assert content["env"] == "moving_dot:MovingDot-v0" and sum(content["rows"].values()) == 6 * 20
     latent = content["means"][0]
     places = [float(row["r2"]) for row in rows[:2]]
     assert (latent["representation"], latent["probe"]) == ("latent", "ridge")
@@ -262,14 +244,14 @@ def test_what_cannot_be_probed_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="crop would have no effect without an env"):
         ProbeSource(crop=(0, 0, 8, 8))
     with pytest.raises(ValueError, match="ceiling_updates must be ≥ 0, got -1"):
-        probe(folder, ProbeSource(env="MovingDot-v0", grayscale=True), ceiling_updates=-1)
+        probe(folder, ProbeSource(env="moving_dot:MovingDot-v0", grayscale=True), ceiling_updates=-1)
     with pytest.raises(ValueError, match="episodes ≥ 3 and steps ≥ 2, got 2 and 150"):
-        probe(folder, ProbeSource(env="MovingDot-v0", grayscale=True), episodes=2)
+        probe(folder, ProbeSource(env="moving_dot:MovingDot-v0", grayscale=True), episodes=2)
     create_autoencoder("ae", (7,)).save_pretrained(tmp_path / "vectors")
     with pytest.raises(ValueError, match=r"autoencoder of images, this one is of vectors \(7,\)"):
-        probe(tmp_path / "vectors", ProbeSource(env="MovingDot-v0"))
+        probe(tmp_path / "vectors", ProbeSource(env="moving_dot:MovingDot-v0"))
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        probe(tmp_path / "nothing", ProbeSource(env="MovingDot-v0"))
+        probe(tmp_path / "nothing", ProbeSource(env="moving_dot:MovingDot-v0"))
 
 
 # ---------------------------------------------------------------------- while an agent learns
@@ -301,6 +283,7 @@ def test_a_curve_while_an_agent_learns(tmp_path):
     agent.learn(10, callback=resumed, reset_num_timesteps=False)
     assert [row["step"] for row in resumed.rows] == [0, 10, 20, 25, 35]
     assert resumed.rows[:4] == callback.rows
+    agent.logger.close()
 
 
 def test_an_agent_that_is_probed_learns_the_same():
@@ -336,7 +319,7 @@ def test_stock_agents_are_probed(algorithm):
 
 def test_a_probe_of_another_environment_is_refused():
     with pytest.raises(ValueError, match=r"the agent observes Box.*\(2, 16, 16\).*got Box.*\(6, 16, 16\)"):
-        other = make_pixel_env("MovingDot-v0", dataclasses.replace(PIXELS, grayscale=False))
+        other = make_pixel_env("moving_dot:MovingDot-v0", dataclasses.replace(PIXELS, grayscale=False))
         make_agent().learn(1, callback=ProbeCallback(other, 5))
     with pytest.raises(ValueError, match="every must be ≥ 1, got 0"):
         ProbeCallback(make_env(), 0)
@@ -347,14 +330,14 @@ def test_a_probe_of_another_environment_is_refused():
 def test_a_run_is_probed_while_it_trains_and_afterwards(tmp_path):
     agent = AgentConfig(autoencoder="rae_compact", latent_dim=4, net_arch=(8,), learning_starts=8, batch_size=4)
     sizes = {"log_every": 10, "checkpoint_every": 10, "eval_every": 100, "eval_episodes": 1}
-    config = RunConfig(env="MovingDot-v0", steps=20, probe_every=10, pixels=PIXELS, agent=agent, **sizes)
+    config = RunConfig(env="moving_dot:MovingDot-v0", steps=20, probe_every=10, pixels=PIXELS, agent=agent, **sizes)
     run = train_run(config, tmp_path / "run")
     with (run.folder / "probe_curve.csv").open(newline="") as file:
         assert [float(row["step"]) for row in csv.DictReader(file)] == [0, 10, 20]
     assert Run(run.folder).read_config() == config
     report = probe(run.folder, ProbeSource(), episodes=3, steps=5, ceiling_updates=0)
     assert report.folder == run.folder and (run.folder / "probe.png").exists()
-    assert json.loads((run.folder / "probe.json").read_text())["env"] == "MovingDot-v0"
+    assert json.loads((run.folder / "probe.json").read_text())["env"] == "moving_dot:MovingDot-v0"
     with pytest.raises(ValueError, match="probe_every must be ≥ 0, got -1"):
         dataclasses.replace(config, probe_every=-1)
 
