@@ -95,7 +95,7 @@ def test_random_actions_are_held_and_an_agent_has_its_turns():
 
     class One:
         def predict(self, observation, *, deterministic):
-            assert not deterministic
+            assert deterministic
             return np.array([2.0]), None
 
     actions = [HeldActions(space, 0, hold=5, agent=agent) for agent in (None, One())]
@@ -130,8 +130,9 @@ def test_a_trained_latent_holds_the_state_and_its_controls_do_what_they_should(d
     means = means_of(scores)
     assert means["state", "ridge"]["positions"] == pytest.approx(1) == means["state", "ridge"]["velocities"]
     assert means["state", "ridge"]["next latent"] > 0.8  # but for the walls, it is linear
+    assert means["state", "ridge"]["reward"] < 0.1 and means["state", "MLP"]["reward"] > 0.9  # a distance: not linear
     assert means["nothing", "ridge"]["positions"] < 0.02 and means["nothing", "MLP"]["next latent"] < 0.02
-    assert means["latent", "MLP"]["positions"] > 0.9 and means["latent", "MLP"]["velocities"] > 0.3
+    assert means["latent", "MLP"]["positions"] > 0.9 and means["latent", "ridge"]["positions"] > 0.8
     assert means["pixels", "ridge"]["positions"] > 0.9 and ("pixels", "MLP") not in means
     assert means["latent", "no change"]["next latent"] < means["latent", "ridge"]["next latent"]
     colour = [row.r2 for row in scores if row.target == "colour"]

@@ -44,7 +44,7 @@ class HeldActions:
     """Actions that stay for a while, so that something comes of them: random ones, or an agent's turn to choose.
 
     A turn takes 1 to ``hold`` decisions, uniformly. With an agent every second one is its own, on average, and in it
-    the agent chooses anew each time.
+    the agent chooses anew each time, what it thinks best: so that the seed decides everything.
 
     Args:
         action_space: What random actions are drawn from; seeded here.
@@ -61,7 +61,7 @@ class HeldActions:
         self._left, self._held = 0, None
         action_space.seed(seed)
 
-    def predict(self, observation: Observations, *, deterministic: bool = False) -> tuple[Any, None]:
+    def predict(self, observation: Observations, *, deterministic: bool = True) -> tuple[Any, None]:
         """The next action."""
         if self._left == 0:
             self._left = int(self._rng.integers(1, self.hold + 1))
@@ -70,7 +70,7 @@ class HeldActions:
         self._left -= 1
         if self._held is None:
             assert self.agent is not None
-            return self.agent.predict(observation, deterministic=deterministic)[0], None
+            return self.agent.predict(observation, deterministic=True)[0], None
         return self._held, None
 
 
@@ -102,10 +102,10 @@ def play(
     with progress(range(episodes * steps), "play", progress_bar) as bar:
         for episode in range(episodes):
             observation, _ = env.reset(seed=FIRST_START_SEED + seed + episode)
-            action, _ = policy.predict(np.asarray(observation), deterministic=False)
+            action, _ = policy.predict(np.asarray(observation), deterministic=True)
             for _ in range(steps):
                 observation, reward, terminated, truncated, _ = env.step(action)
-                action, _ = policy.predict(np.asarray(observation), deterministic=False)
+                action, _ = policy.predict(np.asarray(observation), deterministic=True)
                 observations.append(np.asarray(observation))
                 actions.append(_as_vector(action, env.action_space))
                 labels.append(episode)
