@@ -124,7 +124,8 @@ def varying(targets: ArrayLike, split: Split) -> Booleans:
     """Which targets (N, K) vary in every part of a split, (K,): those that have a score."""
     values = np.asarray(targets, np.float64)
     floor = CONSTANT * np.abs(values).max(axis=0)
-    return np.all([np.ptp(values[rows], axis=0) > floor for rows in split], axis=0)
+    varies: Booleans = np.all([np.ptp(values[rows], axis=0) > floor for rows in split], axis=0)
+    return varies
 
 
 def r_squared(targets: ArrayLike, predictions: ArrayLike) -> Floats:
@@ -137,7 +138,8 @@ def r_squared(targets: ArrayLike, predictions: ArrayLike) -> Floats:
     total = np.square(y - y.mean(axis=0)).sum(axis=0)
     error = np.square(y - predicted).sum(axis=0)
     varies = np.ptp(y, axis=0) > 0  # rounding of the mean would leave a sum above 0
-    return 1.0 - np.divide(error, total, out=np.full_like(error, np.nan), where=varies)
+    scores: Floats = 1.0 - np.divide(error, total, out=np.full_like(error, np.nan), where=varies)
+    return scores
 
 
 def pooled_r_squared(targets: ArrayLike, predictions: ArrayLike) -> float:

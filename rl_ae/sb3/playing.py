@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
-from rl_ae.analysis.probes import Floats, Integers
+from rl_ae.analysis.disentanglement import Floats, Integers
 from rl_ae.envs.states import State, state_reader
 from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor
 

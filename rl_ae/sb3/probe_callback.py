@@ -11,8 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from rl_ae.analysis.disentanglement import require_scikit_learn
-from rl_ae.analysis.probes import Floats, group_means, probe_ridge, split_episodes
+from rl_ae.analysis.disentanglement import Floats, require_scikit_learn
+from rl_ae.analysis.probes import group_means, probe_ridge, split_episodes
 from rl_ae.diagnostics import evaluating
 from rl_ae.envs.states import state_reader
 from rl_ae.sb3.evaluation import Observations

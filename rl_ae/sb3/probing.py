@@ -27,10 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_ae.analysis.disentanglement import require_scikit_learn
+from rl_ae.analysis.disentanglement import Floats, Integers, require_scikit_learn
 from rl_ae.analysis.probes import (
-    Floats,
-    Integers,
     Split,
     Summary,
     group_means,
@@ -208,7 +206,8 @@ def principal_components(observations: Observations, train: Integers, components
 
 def small_pixels(observations: Observations, side: int = PIXEL_SIDE) -> Floats:
     """Observations (N, C, H, W) averaged down to at most ``side`` pixels a side, as rows (N, C·h·w) in [0, 1]."""
-    size = [min(side, length) for length in observations.shape[2:]]
+    height, width = observations.shape[2:]
+    size = min(side, height), min(side, width)
     batches = torch.as_tensor(observations).split(BATCH_SIZE)
     small = torch.cat([F.adaptive_avg_pool2d(to_unit(batch), size) for batch in batches])
     pixels: Floats = small.flatten(1).double().numpy()
