@@ -15,6 +15,8 @@ from rl_ae.sb3.collecting import CollectConfig, collect
 from rl_ae.sb3.datasets import MinariFrames
 from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
 from rl_ae.sb3.memory import keep_freed_memory
+from rl_ae.sb3.playing import EPISODES, STEPS
+from rl_ae.sb3.probing import CEILING_UPDATES, ProbeSource, format_table, probe
 from rl_ae.sb3.run_config import PRESETS, RunConfig
 from rl_ae.sb3.runs import EVALUATION_EPISODES, Run, evaluate_run, train_run
 from rl_ae.sb3.show import TRAVERSED, FrameSource, Kind, show
@@ -169,6 +171,33 @@ def pretrain_command(
     print(f"next: rl-ae train --env … --autoencoder {files.autoencoder}")
 
 
+def probe_command(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    source: Annotated[ProbeSource, tyro.conf.arg(name="")],
+    episodes: int = EPISODES,
+    steps: int = STEPS,
+    ceiling_updates: int = CEILING_UPDATES,
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Ask whether a latent holds the simulator's state, beside controls: a table, a CSV file and a bar chart.
+
+    Args:
+        model: Folder of a run, or of an autoencoder written by save_pretrained or rl-ae export.
+        source: Where frames and states come from.
+        episodes: To play, with held random actions, and the agent's where there is one; a quarter is held out.
+        steps: Most decisions of each.
+        ceiling_updates: Gradient steps of the same trunk on the states themselves; 0 for no such ceiling.
+        out: Folder for probe.csv, probe.json and probe.png; the model's if omitted.
+        seed: Of starts, actions, split and networks.
+    """
+    report = probe(model, source, episodes=episodes, steps=steps, ceiling_updates=ceiling_updates, out=out, seed=seed)
+    print(format_table(report.summaries))
+    if report.dropped:
+        print(f"without a score, because constant: {', '.join(report.dropped)}")
+    print(f"{report.folder}: probe.csv, probe.json, probe.png")
+
+
 _PRESET_HELP = f"Settings to start from; flags override them. One of: {', '.join(PRESETS)}."
 
 
@@ -205,6 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
             "train": train_command,
             "evaluate": evaluate,
             "show": show_command,
+            "probe": probe_command,
             "export": export,
             "collect": collect_command,
             "pretrain": pretrain_command,

@@ -4,7 +4,8 @@ Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ __all__ = [
     "describe_autoencoder",
     "describe_latents",
     "effective_rank",
+    "evaluating",
     "gradient_cosine",
     "gradient_norm",
     "latent_norm",
@@ -174,3 +176,16 @@ def _matrix(latents: Tensor) -> Tensor:
     if latents.ndim != 2:
         raise ValueError(f"expected latents (B, D), got {tuple(latents.shape)}")
     return latents if latents.dtype == torch.float64 else latents.float()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[torch.device]:
+    """Evaluation without gradients, on the device that is given; each module gets its own mode back."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    finally:
+        for each, training in modes:  # not train(): a frozen part would be woken
+            each.training = training

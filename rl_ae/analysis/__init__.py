@@ -12,6 +12,7 @@ from rl_ae.analysis.disentanglement import (
     sap,
 )
 from rl_ae.analysis.figures import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals
+from rl_ae.analysis.probes import fit_ridge, plot_scores, probe_mlp, probe_ridge, split_episodes
 
 __all__ = [
     "DCI",
@@ -21,10 +22,15 @@ __all__ = [
     "concentration",
     "dci",
     "factor_vae_score",
+    "fit_ridge",
     "mig",
     "plot_interpolation",
     "plot_reconstructions",
     "plot_samples",
+    "plot_scores",
     "plot_traversals",
+    "probe_mlp",
+    "probe_ridge",
     "sap",
+    "split_episodes",
 ]

@@ -127,7 +127,7 @@ def dci(latents: ArrayLike, factors: ArrayLike, *, trees: int = 100, test_fracti
         ValueError: If shapes or types do not fit, a latent is not finite, or a factor has one value only.
         ImportError: Without scikit-learn.
     """
-    _require_scikit_learn()
+    require_scikit_learn()
     from sklearn.ensemble import GradientBoostingClassifier  # type: ignore[import-untyped]  # noqa: PLC0415
 
     latents, factors = _check(latents, factors)
@@ -212,7 +212,7 @@ def sap(
     varies = (scale > 0) & ~constant[:, None]
     predictability = np.divide(covariance**2, scale, out=np.zeros_like(covariance), where=varies)
     if categorical:
-        _require_scikit_learn()
+        require_scikit_learn()
         from sklearn.svm import LinearSVC  # type: ignore[import-untyped]  # noqa: PLC0415
 
         train, test = _split(len(latents), test_fraction, seed)
@@ -336,6 +336,11 @@ def _split(rows: int, test_fraction: float, seed: int) -> tuple[Integers, Intege
     return order[tests:], order[:tests]
 
 
-def _require_scikit_learn() -> None:
+def require_scikit_learn() -> None:
+    """Refuse to go on without scikit-learn, with the extra that has it.
+
+    Raises:
+        ImportError: If it is missing.
+    """
     if find_spec("sklearn") is None:
         raise ImportError('this score needs scikit-learn: pip install "rl-ae[report]"')

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rl_ae.autoencoders import VAE, Autoencoder, HierarchicalVAE
 from rl_ae.configs import CONFIGS
+from rl_ae.diagnostics import evaluating
 from rl_ae.factory import autoencoder_class
 from rl_ae.latents import GaussianLatent, Latent, QuantizedLatent, StochasticLatent
 from rl_ae.losses import psnr
@@ -254,14 +255,8 @@ def _undisturbed(autoencoder: Autoencoder) -> Iterator[torch.device]:
             f"figures need an autoencoder of images (C, H, W), got {type(autoencoder).__name__} of vectors "
             f"{autoencoder.observation_shape}"
         )
-    modes = [(module, module.training) for module in autoencoder.modules()]
-    autoencoder.eval()
-    try:
-        with torch.no_grad():
-            yield next(autoencoder.parameters()).device
-    finally:
-        for module, training in modes:  # not train(): a frozen part would be woken
-            module.training = training
+    with evaluating(autoencoder) as device:
+        yield device
 
 
 def _checked(autoencoder: Autoencoder, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from rl_ae.sb3.agent import NonFiniteError
 from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.extractor import AutoencoderExtractor
 from rl_ae.sb3.policies import SACAEPolicy, TD3AEPolicy
+from rl_ae.sb3.probe_callback import ProbeCallback
 from rl_ae.sb3.replay import FrameReplayBuffer
 from rl_ae.sb3.sac_ae import SACAE
 from rl_ae.sb3.td3_ae import TD3AE
@@ -17,6 +18,7 @@ __all__ = [
     "FrameReplayBuffer",
     "LatentObservation",
     "NonFiniteError",
+    "ProbeCallback",
     "SACAEPolicy",
     "TD3AEPolicy",
     "VecLatentObservation",

@@ -182,6 +182,7 @@ class RunConfig:
         checkpoint_every: Steps between two checkpoints.
         eval_every: Steps between two evaluations.
         eval_episodes: Episodes an evaluation.
+        probe_every: Steps between two probings of what state the encoder's latent holds; 0 for none.
         replay: frames keeps each frame of a stack once, sb3 as often as it is seen; what is replayed is the same.
         auxiliary: Train a stock algorithm's encoder by its autoencoder's loss too.
         auxiliary_learning_rate: Of that; the autoencoder's own if None.
@@ -205,6 +206,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
     eval_every: int = 10_000
     eval_episodes: int = 5
+    probe_every: int = 0
     replay: Literal["frames", "sb3"] = "frames"
     auxiliary: bool = False
     auxiliary_learning_rate: float | None = None
@@ -217,6 +219,8 @@ class RunConfig:
         for name in ("steps", "n_envs", "log_every", "checkpoint_every", "eval_every", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+        if self.probe_every < 0:
+            raise ValueError(f"probe_every must be ≥ 0, got {self.probe_every}")
         if self.auxiliary and (self.algo in ("sac_ae", "td3_ae", "random") or self.agent.autoencoder is None):
             raise ValueError(
                 f"an auxiliary loss is for a stock algorithm with an autoencoder, got {self.algo} with "

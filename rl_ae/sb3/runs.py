@@ -8,6 +8,7 @@
 ``progress.json``         where it is, see :class:`~rl_ae.sb3.callbacks.Heartbeat`
 ``output.log``            what the run printed, where somebody started it who kept that
 ``.lock``                 held by the process that trains
+``probe_curve.csv``       by :class:`~rl_ae.sb3.probe_callback.ProbeCallback`, where ``probe_every`` asks for it
 ``logs/``                 TensorBoard events and Stable-Baselines3's CSV, a pair a session
 ``evaluation.*``          by :func:`evaluate_run`: returns and PSNR, a strip, a video
 ========================  ==================================================================
@@ -67,11 +68,14 @@ from rl_ae.sb3.evaluation import (
 )
 from rl_ae.sb3.locking import LOCK_FILE, locked
 from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video
+from rl_ae.sb3.probe_callback import ProbeCallback
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 
 EVALUATION_EPISODES = 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
-_FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "eval_every", "eval_episodes"})
+_FREE_FIELDS = frozenset(
+    {"steps", "device", "log_every", "checkpoint_every", "eval_every", "eval_episodes", "probe_every"}
+)
 
 
 class Run(NamedTuple):
@@ -107,6 +111,11 @@ class Run(NamedTuple):
     def evaluation(self) -> Path:
         """The last evaluation's record."""
         return self.folder / "evaluation.json"
+
+    @property
+    def probe_curve(self) -> Path:
+        """What :class:`~rl_ae.sb3.probe_callback.ProbeCallback` writes."""
+        return self.folder / "probe_curve.csv"
 
     @property
     def progress(self) -> Path:
@@ -307,6 +316,7 @@ def _learn(run: Run, config: RunConfig, model: BaseAlgorithm, curve: LearningCur
     with (
         contextlib.closing(_session_logger(run.logs)) as logger,
         contextlib.closing(_make_env(config, 1, training=False)) as evaluation_env,
+        contextlib.ExitStack() as opened,
         StopOnSignal() as stop,
     ):
         model.set_logger(logger)
@@ -322,6 +332,9 @@ def _learn(run: Run, config: RunConfig, model: BaseAlgorithm, curve: LearningCur
         watching += [Heartbeat(run.progress, curve, config.steps), checkpoints, curve.evaluation]
         if isinstance(model, AutoencoderAgent):
             watching.append(TensorboardReconstructions(config.eval_every, config.pixels.frame_channels))
+        if config.probe_every:
+            probe_env = opened.enter_context(contextlib.closing(config.make_env(training=False)))
+            watching.append(ProbeCallback(probe_env, config.probe_every, run.probe_curve))
         model.learn(
             remaining,
             # first what learns, so that all others see what it has learned
