@@ -5,6 +5,7 @@ Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rl_ae.losses import active_units, bits_per_dimension, psnr
 from rl_ae.pixels import dequantize
 
 __all__ = [
+    "PrincipalComponents",
     "active_units",
     "bits_per_dimension",
     "describe_autoencoder",
@@ -25,6 +27,7 @@ __all__ = [
     "gradient_norm",
     "latent_norm",
     "level_log_prob",
+    "principal_components",
     "total_norm",
 ]
 
@@ -52,6 +55,42 @@ def effective_rank(latents: Tensor) -> Tensor:
     singular = torch.where(singular > rounding, singular, 0.0)
     share = singular / singular.sum().clamp_min(torch.finfo(latents.dtype).tiny)
     return torch.where(singular.sum() > 0.0, torch.special.entr(share).sum().exp(), 0.0)
+
+
+class PrincipalComponents(NamedTuple):
+    """The directions in which a batch of latents spreads most.
+
+    Attributes:
+        coordinates: Of the centred latents along them, (B, count), the widest first.
+        shares: Of the variance that is along each, (count,), in [0, 1].
+    """
+
+    coordinates: Tensor
+    shares: Tensor
+
+
+@torch.no_grad()
+def principal_components(latents: Tensor, count: int = 2) -> PrincipalComponents:
+    """Latents seen from where they differ most; of each direction the sign in which its largest coordinate is positive.
+
+    Args:
+        latents: (B, D), detached or not.
+        count: How many directions; those beyond min(B, D) are zeros.
+
+    Raises:
+        ValueError: If the latents are not (B, D).
+    """
+    latents = _matrix(latents)
+    left, singular, _ = torch.linalg.svd(latents - latents.mean(dim=0), full_matrices=False)
+    coordinates = left * singular
+    largest = coordinates.gather(0, coordinates.abs().argmax(dim=0, keepdim=True))
+    coordinates = coordinates * torch.where(largest < 0.0, -1.0, 1.0)
+    tiny = torch.finfo(singular.dtype).tiny
+    shares = singular.square() / singular.square().sum().clamp_min(tiny)
+    missing = max(count - len(singular), 0)
+    return PrincipalComponents(
+        nn.functional.pad(coordinates[:, :count], (0, missing)), nn.functional.pad(shares[:count], (0, missing))
+    )
 
 
 def latent_norm(latents: Tensor) -> Tensor:

@@ -11,13 +11,22 @@ from rl_ae.analysis.disentanglement import (
     mig,
     sap,
 )
-from rl_ae.analysis.figures import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals
+from rl_ae.analysis.figures import (
+    Traversal,
+    plot_interpolation,
+    plot_reconstructions,
+    plot_samples,
+    plot_traversals,
+    traverse,
+    walk_prior,
+)
 
 __all__ = [
     "DCI",
     "MIG",
     "SAP",
     "FactorVAEScore",
+    "Traversal",
     "concentration",
     "dci",
     "factor_vae_score",
@@ -27,4 +36,6 @@ __all__ = [
     "plot_samples",
     "plot_traversals",
     "sap",
+    "traverse",
+    "walk_prior",
 ]
