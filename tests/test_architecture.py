@@ -41,7 +41,7 @@ FORBIDDEN = {
     "rl_ae.sb3": ("rl_ae.cli",),
 }
 #: Optional extras: imported inside the functions that need them, in either half.
-EXTRAS = {"diffusers", "imageio", "onnxruntime", "sklearn", "vector_quantize_pytorch"}
+EXTRAS = {"diffusers", "imageio", "jinja2", "onnxruntime", "sklearn", "vector_quantize_pytorch"}
 
 
 def sources(root=ROOT):

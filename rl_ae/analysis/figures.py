@@ -310,7 +310,9 @@ def walk_prior(autoencoder: Autoencoder, stops: int, steps: int, generator: torc
 
 def _arc(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     """Vectors (S, D) between two (D,), by their angle (Shoemake, SIGGRAPH 1985), at shares (S, 1) in [0, 1]."""
-    angle = torch.acos(torch.cosine_similarity(first, second, dim=0).clamp(-0.999, 0.999))  # never parallel
+    angle = torch.acos(
+        torch.cosine_similarity(first, second, dim=0).clamp(-0.5, 0.999)
+    )  # of opposite ones there is no arc
     return (torch.sin((1.0 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
 
 
