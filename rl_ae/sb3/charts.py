@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 #: In inches; shown at this size or smaller, so that letters stay legible on a telephone.
@@ -65,6 +65,8 @@ def draw_lines(title: str, lines: Mapping[str, Line], x: str, y: str, *, log: bo
             axes.legend()
         if log and all(np.min(values) > 0.0 for _, values in lines.values()):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # without the mathematical type that the page has not
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel=x, ylabel=y)
 

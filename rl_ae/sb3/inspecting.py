@@ -139,6 +139,7 @@ class Scene(NamedTuple):
     errors: Tensor
 
 
+@torch.no_grad()  # a hierarchical latent computes when it is asked
 def inspect_model(folder: Path, source: FrameSource, out: Path | None = None, seed: int = 0) -> Path:
     """Write a page about an autoencoder; see the module.
 
@@ -196,7 +197,6 @@ def _load_template() -> Any:
     return environment.get_template(TEMPLATE.name)
 
 
-@torch.no_grad()
 def _see(subject: Subject, frame_channels: int, footage: Footage) -> Scene:
     autoencoder = subject.autoencoder.eval()
     reconstructions = reconstruct(autoencoder, footage.images)
