@@ -50,9 +50,7 @@ def effective_rank(latents: Tensor) -> Tensor:
     latents = _matrix(latents)
     if not torch.isfinite(latents).all():  # on which the decomposition does not converge
         return torch.full((), torch.nan)
-    singular = torch.linalg.svdvals(latents - latents.mean(dim=0))
-    rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
-    singular = torch.where(singular > rounding, singular, 0.0)
+    singular = _without_rounding(torch.linalg.svdvals(latents - latents.mean(dim=0)), latents)
     share = singular / singular.sum().clamp_min(torch.finfo(latents.dtype).tiny)
     return torch.where(singular.sum() > 0.0, torch.special.entr(share).sum().exp(), 0.0)
 
@@ -82,6 +80,7 @@ def principal_components(latents: Tensor, count: int = 2) -> PrincipalComponents
     """
     latents = _matrix(latents)
     left, singular, _ = torch.linalg.svd(latents - latents.mean(dim=0), full_matrices=False)
+    singular = _without_rounding(singular, latents)
     coordinates = left * singular
     largest = coordinates.gather(0, coordinates.abs().argmax(dim=0, keepdim=True))
     coordinates = coordinates * torch.where(largest < 0.0, -1.0, 1.0)
@@ -206,6 +205,12 @@ def gradient_cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | No
         if one is not None and other is not None
     ]
     return torch.stack(products).sum() / (lengths[0] * lengths[1]) if products else torch.zeros(())
+
+
+def _without_rounding(singular: Tensor, latents: Tensor) -> Tensor:
+    """Singular values of centred latents (B, D), 0 where they are no more than what centring rounds."""
+    rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
+    return torch.where(singular > rounding, singular, 0.0)
 
 
 def _matrix(latents: Tensor) -> Tensor:

@@ -336,7 +336,7 @@ def test_a_point_has_no_kl(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("config", "codes"),
-    [(SQVAEConfig(codes=7, code_dim=3, **SMALL), 7), (FSQConfig(levels=(3, 2), **SMALL), 6)],
+    [(SQVAEConfig(codes=7, code_dim=3, **SMALL), 7), (FSQConfig(levels=(3, 4), **SMALL), 12)],
     ids=["sqvae", "fsq"],
 )
 def test_codes_are_counted_and_not_moved(tmp_path, capsys, config, codes):

@@ -414,7 +414,7 @@ def _(latent: HierarchicalLatent, scene: Scene) -> Section:
 def _(latent: QuantizedLatent | StochasticLatent, scene: Scene) -> Section:
     config = scene.subject.autoencoder.config
     codes = config.codes if hasattr(config, "codes") else math.prod(config.levels)
-    counts = latent.indices.flatten().bincount(minlength=codes)
+    _, counts = latent.indices.unique(return_counts=True)
     shares = counts.sort(descending=True).values / counts.sum()
     _, height, width = latent.indices.shape
     return Section(
@@ -423,7 +423,7 @@ def _(latent: QuantizedLatent | StochasticLatent, scene: Scene) -> Section:
             f"The latent is a grid of {height}×{width} codes; how often each is chosen, the most frequent first."
         ],
         facts=[
-            ("codes used", f"{(counts > 0).sum().item()} of {codes}"),
+            ("codes used", f"{len(counts)} of {codes}"),
             ("perplexity", f"{perplexity(latent.indices, codes).item():.1f}"),
         ],
         charts=[draw_bars("Usage of the codes", 100.0 * shares, "rank of the code", "% of positions")],
