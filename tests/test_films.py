@@ -51,7 +51,7 @@ def test_samples_and_interpolations_of_every_autoencoder(name):
     assert len(tiles) == 5 and np.isfinite(tiles).all()
     if name in WITHOUT_PRIOR:
         for draw in (lambda: plot_samples(autoencoder, 2), lambda: walk_prior(autoencoder, 2, 1)):
-            with pytest.raises(ValueError, match="has no prior to draw samples from; these have one: .*vae"):
+            with pytest.raises(ValueError, match=r"has no prior to draw samples from; these have one: .*vae"):
                 draw()
         return
     samples = [walk_prior(autoencoder, 2, 1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]

@@ -39,11 +39,11 @@ from rl_ae.sb3.show import FrameSource
 
 RUN = RunConfig(
     env="Pendulum-v1",
-    steps=130,
+    steps=60,
     seed=3,
     log_every=20,
-    checkpoint_every=60,
-    eval_every=100,
+    checkpoint_every=30,
+    eval_every=50,
     eval_episodes=1,
     pixels=PixelConfig(size=(16, 20), grayscale=True, frame_stack=2, action_repeat=4),
     agent=AgentConfig(
@@ -213,7 +213,7 @@ def test_numbers_are_those_computed_directly(page, seen):
         assert number(page.terms[f"z{dimension}"]) == pytest.approx(kl[dimension].item(), abs=0.00051)
     assert page.terms["active units, variance above 0.01"] == f"{active_units(latent.mode)} of 12"
     assert number(page.terms["effective rank"]) == pytest.approx(effective_rank(latent.mode).item(), abs=0.051)
-    assert page.terms["agent"] == "sac_ae on Pendulum-v1, seed 3, step 130 of 130"
+    assert page.terms["agent"] == "sac_ae on Pendulum-v1, seed 3, step 60 of 60"
     assert page.terms["shown"] == "50 observations, steps 0 to 49"
 
 
