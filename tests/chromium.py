@@ -12,6 +12,8 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
+#: That a browser may take to start or to answer; far more than it takes where a processor is free.
+SECONDS = 300
 #: Names of the browser, as systems have them.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -27,14 +29,11 @@ def find_chromium():
 
 
 @contextmanager
-def open_page(path, profile, size=(1200, 900), scheme="light"):
-    """A :class:`Tab` with a file, in a browser of its own that ends with it.
+def start_chromium(profile):
+    """A :class:`Tab` of a browser of its own that ends with it.
 
     Args:
-        path: The file.
         profile: An empty folder for the browser.
-        size: Of the window.
-        scheme: light or dark.
     """
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     flags += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "--disable-background-networking"]
@@ -44,21 +43,14 @@ def open_page(path, profile, size=(1200, 900), scheme="light"):
     try:
         tab = Tab(_await_address(process, Path(profile) / "DevToolsActivePort"))
         tab.send("Page.enable")
-        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        width, height = size
-        tab.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        tab.send("Page.navigate", url=Path(path).resolve().as_uri())
-        tab.await_event("Page.loadEventFired")
         yield tab
         tab.socket.close()
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
-def _await_address(process, file, seconds=120):
+def _await_address(process, file, seconds=SECONDS):
     """The socket of the first tab, once the browser has written its port."""
     deadline = time.monotonic() + seconds
     while not (file.exists() and file.read_text().count("\n")):
@@ -66,7 +58,7 @@ def _await_address(process, file, seconds=120):
         assert time.monotonic() < deadline, f"the browser did not start within {seconds} s"
         time.sleep(0.05)
     port = file.read_text().splitlines()[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=SECONDS) as response:
         [address] = [tab["webSocketDebuggerUrl"] for tab in json.load(response) if tab["type"] == "page"]
     return address
 
@@ -79,7 +71,7 @@ class Tab:
     """
 
     def __init__(self, address):
-        self.socket = connect(address, max_size=None, open_timeout=60)
+        self.socket = connect(address, max_size=None, open_timeout=SECONDS, ping_interval=None)
         self.numbers = itertools.count(1)
         self.events = []
 
@@ -87,15 +79,27 @@ class Tab:
         """Send a command and return its result."""
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while (message := json.loads(self.socket.recv(timeout=120))).get("id") != number:
+        while (message := json.loads(self.socket.recv(timeout=SECONDS))).get("id") != number:
             self.events.append(message["method"])
         assert "error" not in message, message
         return message["result"]
 
-    def await_event(self, name):
-        """Wait for something that the page reports, unless it has already."""
-        while name not in self.events:
-            self.events.append(json.loads(self.socket.recv(timeout=120))["method"])
+    def open(self, path, size=(1200, 900), scheme="light"):
+        """Show a file.
+
+        Args:
+            path: The file.
+            size: Of the window.
+            scheme: light or dark.
+        """
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        width, height = size
+        mobile = width < 600
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.events.clear()
+        self.send("Page.navigate", url=Path(path).resolve().as_uri())
+        while "Page.loadEventFired" not in self.events:
+            self.events.append(json.loads(self.socket.recv(timeout=SECONDS))["method"])
 
     def evaluate(self, expression):
         """The value of a JavaScript expression."""

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from chromium import find_chromium, open_page
+from chromium import find_chromium, start_chromium
 from PIL import Image
 
 from rl_ae import (
@@ -237,58 +237,62 @@ def test_sliders_hold_the_traversals(page, seen):
 # ---------------------------------------------------------------------- in a browser
 
 
-def test_a_slider_moves_by_key_and_mouse(run, page, tmp_path):
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with start_chromium(tmp_path_factory.mktemp("browser") / "profile") as tab:
+        yield tab
+
+
+def test_a_slider_moves_by_key_and_mouse(run, page, tab):
     dimension = page.all("input")[0]["id"]
     values, uris = page.sliders()[0]
     start = int(page.all("input")[0]["value"])
-    with open_page(run / "inspection.html", tmp_path / "profile") as tab:
+    tab.open(run / "inspection.html")
 
-        def state():
-            return tab.evaluate(
-                f"(() => {{ const input = document.getElementById('{dimension}');"
-                f"const image = document.getElementById('{dimension}-image');"
-                "return [+input.value, image.src, image.alt, input.parentNode.querySelector('output').textContent,"
-                "input.getAttribute('aria-valuetext')]; })()"
-            )
-
-        def expected(position):
-            value = values[position]
-            return [position, uris[position], f"decoded with {dimension} = {value}", value, value]
-
-        assert state() == expected(start)
-        tab.evaluate(f"document.getElementById('{dimension}').focus()")
-        tab.press("Home")
-        assert state() == expected(0)
-        for position in range(1, POSITIONS):
-            tab.press("ArrowRight")
-            assert state() == expected(position)
-        assert len(set(uris)) > 2  # and the picture did change
-        box = tab.evaluate(
-            f"(() => {{ const input = document.getElementById('{dimension}'); input.scrollIntoView();"
-            "const box = input.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; })()"
+    def state():
+        return tab.evaluate(
+            f"(() => {{ const input = document.getElementById('{dimension}');"
+            f"const image = document.getElementById('{dimension}-image');"
+            "return [+input.value, image.src, image.alt, input.parentNode.querySelector('output').textContent,"
+            "input.getAttribute('aria-valuetext')]; })()"
         )
-        tab.click(box[0] + box[2] / 2, box[1] + box[3] / 2)
-        assert state() == expected(POSITIONS // 2)
+
+    def expected(position):
+        value = values[position]
+        return [position, uris[position], f"decoded with {dimension} = {value}", value, value]
+
+    assert state() == expected(start)
+    tab.evaluate(f"document.getElementById('{dimension}').focus()")
+    tab.press("Home")
+    assert state() == expected(0)
+    for position in range(1, POSITIONS):
+        tab.press("ArrowRight")
+        assert state() == expected(position)
+    assert len(set(uris)) > 2  # and the picture did change
+    box = tab.evaluate(
+        f"(() => {{ const input = document.getElementById('{dimension}'); input.scrollIntoView();"
+        "const box = input.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; })()"
+    )
+    tab.click(box[0] + box[2] / 2, box[1] + box[3] / 2)
+    assert state() == expected(POSITIONS // 2)
 
 
 @pytest.mark.parametrize(
     ("size", "scheme"), [((400, 800), "dark"), ((1400, 900), "light")], ids=["narrow-dark", "wide-light"]
 )
-def test_the_page_fits_its_window(run, tmp_path, size, scheme):
+def test_the_page_fits_its_window(run, tab, size, scheme):
     """Nothing is wider than the window, every picture is drawn, and text stands out from the page."""
-    with open_page(run / "inspection.html", tmp_path / "profile", size, scheme) as tab:
-        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        widths = tab.evaluate(
-            "[...document.images].map(image => [image.naturalWidth, image.naturalHeight, image.width])"
-        )
-        assert {(width, height) for width, height, _ in widths} == {(20, 16)} and min(w for *_, w in widths) >= 60
-        page, text, chart = tab.evaluate(
-            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
-            "getComputedStyle(document.querySelector('svg text')).fill]"
-        )
-        assert chart == text
-        brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in (page, text)]
-        assert (brightness[0] < brightness[1]) == (scheme == "dark") and abs(brightness[0] - brightness[1]) > 0.6
+    tab.open(run / "inspection.html", size, scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    widths = tab.evaluate("[...document.images].map(image => [image.naturalWidth, image.naturalHeight, image.width])")
+    assert {(width, height) for width, height, _ in widths} == {(20, 16)} and min(w for *_, w in widths) >= 60
+    page, text, chart = tab.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
+        "getComputedStyle(document.querySelector('svg text')).fill]"
+    )
+    assert chart == text
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in (page, text)]
+    assert (brightness[0] < brightness[1]) == (scheme == "dark") and abs(brightness[0] - brightness[1]) > 0.6
 
 
 def test_a_missing_browser_is_named(monkeypatch, tmp_path):
