@@ -84,7 +84,7 @@ def test_a_walk_visits_its_draws_and_keeps_their_length(monkeypatch):
 
 def test_a_hierarchy_walks_through_its_own_prior():
     torch.manual_seed(0)
-    config = HierarchicalConfig(base_channels=4, halvings=1, groups=(1, 1), latent_channels=2)
+    config = HierarchicalConfig(base_channels=8, halvings=1, groups=(1, 1), latent_channels=2)
     autoencoder = create_autoencoder(config, (1, 16, 16)).eval()
     images = walk_prior(autoencoder, 2, 2, torch.Generator().manual_seed(0))
     noise = torch.randn(2, autoencoder.latent_dim, generator=torch.Generator().manual_seed(0))
