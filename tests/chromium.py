@@ -41,10 +41,11 @@ def start_chromium(profile):
         [find_chromium(), *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        tab = Tab(_await_address(process, Path(profile) / "DevToolsActivePort"))
-        tab.send("Page.enable")
-        yield tab
-        tab.socket.close()
+        address = _await_address(process, Path(profile) / "DevToolsActivePort")
+        with connect(address, max_size=None, open_timeout=SECONDS, ping_interval=None) as socket:
+            tab = Tab(socket)
+            tab.send("Page.enable")
+            yield tab
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -67,11 +68,11 @@ class Tab:
     """A page that is open.
 
     Args:
-        address: Its socket.
+        socket: To it.
     """
 
-    def __init__(self, address):
-        self.socket = connect(address, max_size=None, open_timeout=SECONDS, ping_interval=None)
+    def __init__(self, socket):
+        self.socket = socket
         self.numbers = itertools.count(1)
         self.events = []
 
