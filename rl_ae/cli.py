@@ -14,6 +14,7 @@ from rl_ae.pretraining import PretrainConfig, pretrain
 from rl_ae.sb3.collecting import CollectConfig, collect
 from rl_ae.sb3.datasets import MinariFrames
 from rl_ae.sb3.export import POLICY_FILE, TOLERANCE, export_run
+from rl_ae.sb3.inspecting import inspect_model
 from rl_ae.sb3.memory import keep_freed_memory
 from rl_ae.sb3.playing import EPISODES, STEPS
 from rl_ae.sb3.probing import CEILING_UPDATES, ProbeSource, format_table, probe
@@ -69,18 +70,36 @@ def show_command(
     rows: int = TRAVERSED,
     seed: int = 0,
 ) -> None:
-    """Draw what an autoencoder sees: reconstructions, traversals of its latent, an interpolation, or samples.
+    """Draw what an autoencoder sees: reconstructions, traversals of its latent, an interpolation, samples, or a film.
 
     Args:
         kind: Frames above their reconstructions; what each dimension of the latent does to a frame; what lies between
-            two frames, the first and the last; or samples of the prior.
+            two frames, the first and the last; samples of the prior; a film of the episode beside what the latents
+            alone decode to; or a film of a walk through the prior.
         model: Folder of a run, or of an autoencoder written by save_pretrained or rl-ae export.
         source: Where frames come from.
-        out: Picture to write; show_<kind>.png in the model's folder if omitted.
+        out: Picture to write, or film, .mp4 or .gif; show_<kind> in the model's folder if omitted.
         rows: Latent dimensions whose traversals are drawn, the most active ones.
-        seed: Of the episode that is played, and of samples.
+        seed: Of the episode that is played, of samples and of the walk.
     """
     print(show(kind, model, source, out, rows, seed))
+
+
+def inspect_command(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    source: Annotated[FrameSource, tyro.conf.arg(name="")],
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Write one page about what an autoencoder sees over an episode, what its latent holds, and how it was trained.
+
+    Args:
+        model: Folder of a run, or of an autoencoder written by save_pretrained or rl-ae export.
+        source: Where frames come from.
+        out: Page to write; inspection.html in the model's folder if omitted.
+        seed: Of the episode that is played.
+    """
+    print(inspect_model(model, source, out, seed))
 
 
 def export(
@@ -235,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
             "evaluate": evaluate,
             "show": show_command,
             "probe": probe_command,
+            "inspect": inspect_command,
             "export": export,
             "collect": collect_command,
             "pretrain": pretrain_command,

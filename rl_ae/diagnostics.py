@@ -6,6 +6,7 @@ Beside them, :func:`~rl_ae.losses.psnr` measures the reconstruction.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from rl_ae.losses import active_units, bits_per_dimension, psnr
 from rl_ae.pixels import dequantize
 
 __all__ = [
+    "PrincipalComponents",
     "active_units",
     "bits_per_dimension",
     "describe_autoencoder",
@@ -27,6 +29,7 @@ __all__ = [
     "gradient_norm",
     "latent_norm",
     "level_log_prob",
+    "principal_components",
     "total_norm",
 ]
 
@@ -49,11 +52,46 @@ def effective_rank(latents: Tensor) -> Tensor:
     latents = _matrix(latents)
     if not torch.isfinite(latents).all():  # on which the decomposition does not converge
         return torch.full((), torch.nan)
-    singular = torch.linalg.svdvals(latents - latents.mean(dim=0))
-    rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
-    singular = torch.where(singular > rounding, singular, 0.0)
+    singular = _without_rounding(torch.linalg.svdvals(latents - latents.mean(dim=0)), latents)
     share = singular / singular.sum().clamp_min(torch.finfo(latents.dtype).tiny)
     return torch.where(singular.sum() > 0.0, torch.special.entr(share).sum().exp(), 0.0)
+
+
+class PrincipalComponents(NamedTuple):
+    """The directions in which a batch of latents spreads most.
+
+    Attributes:
+        coordinates: Of the centred latents along them, (B, count), the widest first.
+        shares: Of the variance that is along each, (count,), in [0, 1].
+    """
+
+    coordinates: Tensor
+    shares: Tensor
+
+
+@torch.no_grad()
+def principal_components(latents: Tensor, count: int = 2) -> PrincipalComponents:
+    """Latents seen from where they differ most; of each direction the sign in which its largest coordinate is positive.
+
+    Args:
+        latents: (B, D), detached or not.
+        count: How many directions; those beyond min(B, D) are zeros.
+
+    Raises:
+        ValueError: If the latents are not (B, D).
+    """
+    latents = _matrix(latents)
+    left, singular, _ = torch.linalg.svd(latents - latents.mean(dim=0), full_matrices=False)
+    singular = _without_rounding(singular, latents)
+    coordinates = left * singular
+    largest = coordinates.gather(0, coordinates.abs().argmax(dim=0, keepdim=True))
+    coordinates = coordinates * torch.where(largest < 0.0, -1.0, 1.0)
+    tiny = torch.finfo(singular.dtype).tiny
+    shares = singular.square() / singular.square().sum().clamp_min(tiny)
+    missing = max(count - len(singular), 0)
+    return PrincipalComponents(
+        nn.functional.pad(coordinates[:, :count], (0, missing)), nn.functional.pad(shares[:count], (0, missing))
+    )
 
 
 def latent_norm(latents: Tensor) -> Tensor:
@@ -169,6 +207,12 @@ def gradient_cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | No
         if one is not None and other is not None
     ]
     return torch.stack(products).sum() / (lengths[0] * lengths[1]) if products else torch.zeros(())
+
+
+def _without_rounding(singular: Tensor, latents: Tensor) -> Tensor:
+    """Singular values of centred latents (B, D), 0 where they are no more than what centring rounds."""
+    rounding = max(latents.shape) * torch.finfo(latents.dtype).eps * torch.linalg.matrix_norm(latents)
+    return torch.where(singular > rounding, singular, 0.0)
 
 
 def _matrix(latents: Tensor) -> Tensor:

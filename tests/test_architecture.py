@@ -43,7 +43,8 @@ FORBIDDEN = {
 }
 #: Optional extras: imported inside the functions that need them, in either half.
 EXTRAS = {
-    *("diffusers", "h5py", "imageio", "lightning", "minari", "onnxruntime", "sklearn", "vector_quantize_pytorch"),
+    *("diffusers", "h5py", "imageio", "jinja2", "lightning", "minari", "onnxruntime", "sklearn"),
+    "vector_quantize_pytorch",
 }
 
 

@@ -11,7 +11,15 @@ from rl_ae.analysis.disentanglement import (
     mig,
     sap,
 )
-from rl_ae.analysis.figures import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals
+from rl_ae.analysis.figures import (
+    Traversal,
+    plot_interpolation,
+    plot_reconstructions,
+    plot_samples,
+    plot_traversals,
+    traverse,
+    walk_prior,
+)
 from rl_ae.analysis.probes import fit_ridge, plot_scores, probe_mlp, probe_ridge, split_episodes
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "MIG",
     "SAP",
     "FactorVAEScore",
+    "Traversal",
     "concentration",
     "dci",
     "factor_vae_score",
@@ -33,4 +42,6 @@ __all__ = [
     "probe_ridge",
     "sap",
     "split_episodes",
+    "traverse",
+    "walk_prior",
 ]

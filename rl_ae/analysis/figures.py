@@ -8,7 +8,7 @@ autoencoder is left as it was found, its modules in the mode they were in.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from rl_ae.autoencoders import VAE, Autoencoder, HierarchicalVAE
 from rl_ae.configs import CONFIGS
 from rl_ae.diagnostics import evaluating
 from rl_ae.factory import autoencoder_class
-from rl_ae.latents import GaussianLatent, Latent, QuantizedLatent, StochasticLatent
+from rl_ae.latents import GaussianLatent, Latent, QuantizedLatent, StochasticLatent, split_groups
 from rl_ae.losses import psnr
 from rl_ae.pixels import count_frame_channels, to_uint8
 
@@ -30,6 +30,9 @@ Span = tuple[float, float]
 PRIOR_SPAN: Span = (-2.5, 2.5)
 #: Values a point's dimension is moved over when nothing is known of it: all that SAC-AE's tanh can return.
 TANH_SPAN: Span = (-1.0, 1.0)
+
+#: What has a prior that samples are drawn from.
+_PRIORS = VAE | HierarchicalVAE
 
 #: Images encoded at a time.
 BATCH_SIZE = 64
@@ -82,9 +85,66 @@ def plot_traversals(
 ) -> Figure:
     """What each latent dimension draws: a row a dimension, which takes several values while the others keep theirs.
 
+    What :func:`traverse` returns, drawn; Gaussian dimensions are labelled with their KL in nats, points' with their
+    extremes in ``reference``.
+
+    Args:
+        autoencoder: See :func:`traverse`, as all below.
+        image: See there.
+        dimensions: See there.
+        span: See there.
+        steps: See there.
+        reference: See there.
+        frame_channels: Channels of the frame that is shown of a stack, 1 or 3; 3 if C is a multiple of it, else 1.
+
+    Raises:
+        TypeError: As :func:`traverse`.
+        ValueError: As there.
+    """
+    traversals = traverse(autoencoder, image, dimensions, span, steps, reference=reference)
+    alike = len({traversal.values for traversal in traversals}) == 1
+    first, *_, last = traversals[0].values
+    return _grid(
+        [traversal.images for traversal in traversals],
+        frame_channels,
+        row_labels=[traversal.label for traversal in traversals],
+        column_labels=_numbers(first, last, steps) if alike else ["lowest", *[""] * (steps - 2), "highest"],
+        columns_are="value of the dimension",
+    )
+
+
+class Traversal(NamedTuple):
+    """What one latent dimension draws.
+
+    Attributes:
+        dimension: Its number, from 0.
+        label: Its name, with its KL or its range where these are known.
+        start: Its value in the image that was started from.
+        values: What it was moved to, ascending.
+        images: Decoded, (steps, C, H, W), on the autoencoder's device.
+    """
+
+    dimension: int
+    label: str
+    start: float
+    values: tuple[float, ...]
+    images: Tensor
+
+
+def traverse(
+    autoencoder: Autoencoder,
+    image: Tensor,
+    dimensions: Sequence[int] | int | None = None,
+    span: Span | None = None,
+    steps: int = 7,
+    *,
+    reference: Tensor | None = None,
+) -> list[Traversal]:
+    """Give latent dimensions several values, one dimension at a time, and decode.
+
     The values are absolute, not offsets; the dimensions that are not moved stay at the mode of ``image``. Gaussian
-    dimensions are moved over the prior's span and labelled with their KL in nats. Points have no prior: each dimension
-    is moved between its extremes in ``reference``, which label it, or over the range of SAC-AE's tanh without one.
+    dimensions are moved over the prior's span. Points have no prior: each dimension is moved between its extremes in
+    ``reference``, or over the range of SAC-AE's tanh without one.
 
     Args:
         autoencoder: Of images, with a vector for a latent.
@@ -94,7 +154,6 @@ def plot_traversals(
         span: The first and the last value of every dimension, instead of the above.
         steps: Values of each dimension, ≥ 2.
         reference: Images (B, C, H, W) that KL (its mean) and range are taken from; ``image`` alone if omitted.
-        frame_channels: Channels of the frame that is shown of a stack, 1 or 3; 3 if C is a multiple of it, else 1.
 
     Raises:
         TypeError: If images are not floating point.
@@ -119,20 +178,15 @@ def plot_traversals(
         activity, labels, spans = _describe_dimensions(latents)
         if span is not None:
             spans = [span] * len(spans)
-        order = _choose(dimensions, activity)
-        rows = []
-        for dimension in order:
+        traversals = []
+        for dimension in _choose(dimensions, activity):
+            values = np.linspace(*spans[dimension], steps)
             moved = latent.mode.repeat(steps, 1)
-            moved[:, dimension] = torch.from_numpy(np.linspace(*spans[dimension], steps)).to(moved)
-            rows.append(autoencoder.decode(moved))
-    alike = len(set(spans)) == 1
-    return _grid(
-        rows,
-        frame_channels,
-        row_labels=[labels[dimension] for dimension in order],
-        column_labels=_numbers(*spans[0], steps) if alike else ["lowest", *[""] * (steps - 2), "highest"],
-        columns_are="value of the dimension",
-    )
+            moved[:, dimension] = torch.from_numpy(values).to(moved)
+            start = latent.mode[0, dimension].item()
+            decoded = autoencoder.decode(moved)
+            traversals.append(Traversal(dimension, labels[dimension], start, tuple(values.tolist()), decoded))
+    return traversals
 
 
 def _describe_dimensions(latents: Sequence[Latent]) -> tuple[Tensor, list[str], list[Span]]:
@@ -218,15 +272,65 @@ def plot_samples(
     Raises:
         ValueError: If the autoencoder has no prior to draw from or encodes vectors, or ``count`` is below 1.
     """
-    priors = VAE | HierarchicalVAE
-    if not isinstance(autoencoder, priors):
-        with_prior = sorted(name for name, config in CONFIGS.items() if issubclass(autoencoder_class(config), priors))
-        raise ValueError(
-            f"{type(autoencoder).__name__} has no prior to draw samples from; these have one: {', '.join(with_prior)}"
-        )
+    _check_prior(autoencoder)
     with _undisturbed(autoencoder):
         images = autoencoder.sample(count, generator=generator)
     return _grid(images.split(math.ceil(math.sqrt(count))), frame_channels)
+
+
+def walk_prior(autoencoder: Autoencoder, stops: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
+    """Decode a closed walk through draws of the prior, mean images.
+
+    From draw to draw the prior's noise is turned, on the arc between the two: its length stays that of draws, while
+    a straight line would pass through latents that are shorter than any draw.
+
+    Args:
+        autoencoder: A :class:`~rl_ae.autoencoders.VAE` or a :class:`~rl_ae.autoencoders.HierarchicalVAE` of images.
+        stops: Draws, ≥ 2.
+        steps: Images from one draw to the next, ≥ 1.
+        generator: Of the draws, on the CPU; torch's global one if omitted.
+
+    Returns:
+        (stops · steps, C, H, W), on the autoencoder's device; the image at ``i · steps`` is draw i, and after the last
+        image comes the first.
+
+    Raises:
+        ValueError: If the autoencoder has no prior to draw from or encodes vectors, or a number is too small.
+    """
+    if stops < 2 or steps < 1:
+        raise ValueError(f"expected stops ≥ 2 and steps ≥ 1, got {stops} and {steps}")
+    _check_prior(autoencoder)
+    draws = torch.randn(stops, autoencoder.latent_dim, generator=generator)
+    share = torch.arange(steps)[:, None] / steps
+    noise = torch.cat(
+        [_arc(draws[stop], draws[(stop + 1) % stops], share) for stop in range(stops)]
+    )  # (stops · steps, D)
+    with _undisturbed(autoencoder) as device:
+        return torch.cat([autoencoder.decode(_from_noise(autoencoder, z.to(device))) for z in noise.split(BATCH_SIZE)])
+
+
+def _arc(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Vectors (S, D) between two (D,), by their angle (Shoemake, SIGGRAPH 1985), at shares (S, 1) in [0, 1]."""
+    angle = torch.acos(
+        torch.cosine_similarity(first, second, dim=0).clamp(-0.5, 0.999)
+    )  # of opposite ones there is no arc
+    return (torch.sin((1.0 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+
+
+def _from_noise(autoencoder: Autoencoder, noise: Tensor) -> Tensor:
+    """The prior's latents (B, D) of standard normal noise (B, D)."""
+    if not isinstance(autoencoder, HierarchicalVAE):
+        return noise
+    parts = split_groups(noise, autoencoder.groups.shapes)
+    return autoencoder.groups.prior(len(noise), lambda index, group: group.mu + group.log_sigma.exp() * parts[index]).z
+
+
+def _check_prior(autoencoder: Autoencoder) -> None:
+    if not isinstance(autoencoder, _PRIORS):
+        with_prior = sorted(name for name, config in CONFIGS.items() if issubclass(autoencoder_class(config), _PRIORS))
+        raise ValueError(
+            f"{type(autoencoder).__name__} has no prior to draw samples from; these have one: {', '.join(with_prior)}"
+        )
 
 
 # ---------------------------------------------------------------------- frames

@@ -24,6 +24,8 @@ from rl_ae.envs.frames import PixelConfig
 from rl_ae.envs.suites import Suite, import_extra, unknown
 
 _NOOP, _FIRE = 0, 1
+#: A television's; the emulator's own metadata say 30, as if every second frame was left out.
+_FRAMES_PER_SECOND = 60
 
 
 class JoystickActions(gym.Wrapper[Any, Any, Any, Any]):
@@ -147,6 +149,7 @@ class AtariProtocol(Suite):
             repeat_action_probability=self.sticky,
             max_num_frames_per_episode=self.max_frames,
         )
+        env.metadata = {**env.metadata, "render_fps": _FRAMES_PER_SECOND}
         game: Any = env.unwrapped
         meanings: list[str] = game.get_action_meanings()
         # whether the game itself uses FIRE: the full set of actions always has it

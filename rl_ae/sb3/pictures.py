@@ -17,6 +17,8 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Videos and strips are enlarged by whole numbers until a frame is at least this tall.
 DISPLAY_HEIGHT = 192
+#: Of films, where no environment says how fast its time passes.
+FRAMES_PER_SECOND = 20
 
 
 def enlarge(frames: Frames) -> Frames:
@@ -31,32 +33,42 @@ def save_reconstructions(path: Path, frames: Frames, reconstructions: Frames) ->
     return write_atomically(path, Image.fromarray(np.concatenate(rows)).save)
 
 
-def save_video(path: Path, frames: Frames, reconstructions: Frames, frames_per_second: float) -> Path:
-    """Write a video with each frame (T, H, W, 3) left of its reconstruction.
+def side_by_side(frames: Frames, reconstructions: Frames) -> Frames:
+    """Frames (T, H, W, 3) left of their reconstructions, enlarged."""
+    return np.concatenate([enlarge(frames), enlarge(reconstructions)], axis=2)
+
+
+def save_film(path: Path, film: Frames, frames_per_second: float) -> Path:
+    """Write frames (T, H, W, 3), even in height and width, as a film.
 
     Args:
-        path: Without suffix: ``.mp4`` where the ``video`` extra is installed, ``.gif`` where it is not.
-        frames: (T, H, W, 3).
-        reconstructions: (T, H, W, 3).
-        frames_per_second: Playing speed.
+        path: Ending in ``.mp4``, which needs the extra ``video``, or in ``.gif``. Without a suffix it gets ``.mp4``
+            where that extra is installed, else ``.gif``.
+        film: The frames.
+        frames_per_second: Playing speed; of a ``.gif`` at most 50, because browsers slow down what is faster.
 
     Returns:
         The path with its suffix.
+
+    Raises:
+        ImportError: If the extra is needed and not there.
+        ValueError: If the path has another suffix.
     """
-    film = np.concatenate([enlarge(frames), enlarge(reconstructions)], axis=2)
-    if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+    encodes = find_spec("imageio") is not None and find_spec("imageio_ffmpeg") is not None
+    path = path if path.suffix else path.with_suffix(".mp4" if encodes else ".gif")
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"a film is written as .mp4 or .gif, got {path}")
+    if path.suffix == ".gif":
         first, *rest = (Image.fromarray(image) for image in film)
-        milliseconds = round(1000 / frames_per_second)
+        milliseconds = max(round(1000 / frames_per_second), 20)
         return write_atomically(
-            path.with_suffix(".gif"),
-            lambda file: first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0),
+            path, lambda file: first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
         )
+    if not encodes:
+        raise ImportError('.mp4 needs imageio and ffmpeg: pip install "rl-ae[video]", or write a .gif')
     import imageio.v3 as imageio  # noqa: PLC0415  the extra "video"
 
-    return write_atomically(
-        path.with_suffix(".mp4"),
-        lambda file: imageio.imwrite(file, film, fps=frames_per_second, macro_block_size=2),
-    )
+    return write_atomically(path, lambda file: imageio.imwrite(file, film, fps=frames_per_second, macro_block_size=2))
 
 
 def save_learning_curve(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> Path:

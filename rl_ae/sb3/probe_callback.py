@@ -15,8 +15,8 @@ from rl_ae.analysis.disentanglement import Floats, require_scikit_learn
 from rl_ae.analysis.probes import group_means, probe_ridge, split_episodes
 from rl_ae.diagnostics import evaluating
 from rl_ae.envs.states import state_reader
+from rl_ae.files import write_atomically
 from rl_ae.sb3.evaluation import Observations
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.playing import EPISODES, HeldActions, ProbeSet, play
 
 #: Decisions an episode: few, because the set stays in memory while the agent learns.

@@ -44,11 +44,11 @@ from rl_ae.analysis.probes import (
 from rl_ae.autoencoders import Autoencoder
 from rl_ae.diagnostics import evaluating
 from rl_ae.envs import PixelConfig
+from rl_ae.files import write_atomically
 from rl_ae.optimizers import Adam
 from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.provenance import git_commit, versions
 from rl_ae.sb3.evaluation import Observations
-from rl_ae.sb3.pictures import write_atomically
 from rl_ae.sb3.playing import EPISODES, STEPS, HeldActions, ProbeSet, play, progress
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.show import Subject, load_subject

@@ -67,7 +67,7 @@ from rl_ae.sb3.evaluation import (
     start_seeds,
 )
 from rl_ae.sb3.locking import LOCK_FILE, locked
-from rl_ae.sb3.pictures import save_learning_curve, save_reconstructions, save_video
+from rl_ae.sb3.pictures import FRAMES_PER_SECOND, save_film, save_learning_curve, save_reconstructions, side_by_side
 from rl_ae.sb3.probe_callback import ProbeCallback
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 
@@ -420,5 +420,5 @@ def _show_reconstructions(
     frames, reconstructions = compare(episodes[0], model.policy.autoencoder, config.pixels.frame_channels)
     shown = np.linspace(0, len(frames) - 1, 8).astype(int)
     save_reconstructions(run.evaluation.with_suffix(".png"), frames[shown], reconstructions[shown])
-    save_video(run.evaluation.with_suffix(""), frames, reconstructions, frames_per_second=20)
+    save_film(run.evaluation.with_suffix(""), side_by_side(frames, reconstructions), FRAMES_PER_SECOND)
     return reconstruction_quality(model.policy.autoencoder, episodes)

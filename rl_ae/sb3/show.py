@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
+import gymnasium as gym
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from rl_ae.analysis import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals
+from rl_ae.analysis import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals, walk_prior
+from rl_ae.analysis.figures import last_frame
 from rl_ae.autoencoders import Autoencoder
 from rl_ae.autoencoders.base import WEIGHTS_FILE
 from rl_ae.envs import PixelConfig, shrink
 from rl_ae.files import write_atomically
 from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.sb3.checkpoint import STATE_FILE, load_autoencoder_agent
-from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor, RandomPolicy, play_episode
+from rl_ae.sb3.evaluation import FIRST_START_SEED, Observations, Predictor, RandomPolicy, compare, play_episode
+from rl_ae.sb3.pictures import FRAMES_PER_SECOND, Frames, enlarge, save_film, side_by_side
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.runs import Run
 
@@ -36,7 +39,14 @@ RECONSTRUCTED = 8
 #: Latent dimensions whose traversals are drawn, the most active ones.
 TRAVERSED = 10
 
-Kind = Literal["reconstructions", "traversals", "interpolation", "samples"]
+#: Observations of an episode or of files that are filmed, from the first on.
+MOST_FILMED = 1_000
+#: Draws of the prior that a walk visits, and frames from one to the next.
+STOPS, FRAMES_A_STOP = 8, 20
+
+Kind = Literal["reconstructions", "traversals", "interpolation", "samples", "video", "walk"]
+#: From a number of observations to which of them are wanted, ascending.
+Choose = Callable[[int], "np.ndarray[Any, np.dtype[np.int64]]"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,22 @@ class FrameSource:
             raise ValueError(f"{', '.join(sorted(given))} would have no effect without an env or frames")
 
 
+class Footage(NamedTuple):
+    """Observations of an episode, or of files.
+
+    Attributes:
+        images: (T, C, H, W) in [0, 1].
+        steps: Of each its number in the episode, or in all files together, (T,).
+        frames_per_second: Observations a second of the environment's own time.
+        episode_return: Of the episode, unscaled; ``None`` of files.
+    """
+
+    images: Tensor
+    steps: np.ndarray[Any, np.dtype[np.int64]]
+    frames_per_second: float
+    episode_return: float | None = None
+
+
 class Subject(NamedTuple):
     """An autoencoder that is looked at, and what it came with.
 
@@ -83,6 +109,19 @@ class Subject(NamedTuple):
     autoencoder: Autoencoder
     config: RunConfig | None = None
     agent: Predictor | None = None
+
+    def frame_channels(self, source: FrameSource) -> int:
+        """Channels of one frame: the run's, or a saved autoencoder's as the source has it.
+
+        Raises:
+            ValueError: If the autoencoder is of vectors.
+        """
+        shape = self.autoencoder.observation_shape
+        if len(shape) != 3:
+            raise ValueError(f"figures need an autoencoder of images, this one is of vectors {shape}")
+        if self.config is not None:
+            return self.config.pixels.frame_channels
+        return count_frame_channels(shape[0], 1 if source.grayscale else None)
 
 
 def load_subject(folder: Path) -> Subject:
@@ -112,79 +151,136 @@ def load_subject(folder: Path) -> Subject:
 def show(
     kind: Kind, folder: Path, source: FrameSource, out: Path | None = None, rows: int = TRAVERSED, seed: int = 0
 ) -> Path:
-    """Write a picture of an autoencoder.
+    """Write a picture or a film of an autoencoder.
 
     Args:
         kind: What is drawn.
         folder: Written by ``save_pretrained``, or a run's.
-        source: Where frames come from; samples need none.
-        out: The picture, of a format that Matplotlib writes; show_<kind>.png in the folder if omitted.
+        source: Where frames come from; samples and walks need none.
+        out: The picture, of a format that Matplotlib writes, or the film, of one that
+            :func:`~rl_ae.sb3.pictures.save_film` writes; show_<kind> in the folder if omitted.
         rows: Latent dimensions whose traversals are drawn, the most active ones.
-        seed: Of episode and samples.
+        seed: Of episode, samples and walk.
 
     Returns:
-        The picture's path.
+        The picture's or film's path.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.
         ValueError: If one is of the wrong kind, frames are of the wrong shape, or the autoencoder has no such figure.
     """
     subject = load_subject(folder)
-    autoencoder, shape = subject.autoencoder, subject.autoencoder.observation_shape
-    if len(shape) != 3:
-        raise ValueError(f"{folder}: figures need an autoencoder of images, this one is of vectors {shape}")
-    if subject.config is None:
-        frame_channels = count_frame_channels(shape[0], 1 if source.grayscale else None)
-    else:
-        frame_channels = subject.config.pixels.frame_channels
-    if kind == "samples":
-        generator = torch.Generator().manual_seed(seed)
-        figure = plot_samples(autoencoder, generator=generator, frame_channels=frame_channels)
-    else:
-        images = _gather_images(subject, source, frame_channels, seed)
-        figure = _FIGURES[kind](autoencoder, images, rows, frame_channels)
+    try:
+        frame_channels = subject.frame_channels(source)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    gather = functools.partial(gather_footage, subject, source, seed)
+    look = _Look(subject.autoencoder, frame_channels, rows, seed, gather)
+    if kind in _FILMS:
+        film, frames_per_second = _FILMS[kind](look)
+        return save_film(folder / f"show_{kind}" if out is None else out, film, frames_per_second)
+    figure = _FIGURES[kind](look)
     path = folder / f"show_{kind}.png" if out is None else out
     return write_atomically(path, functools.partial(figure.savefig, format=path.suffix[1:] or "png"))
 
 
-# ---------------------------------------------------------------------- figures of images
+class _Look(NamedTuple):
+    """What figures and films are made of; see :func:`show`."""
+
+    autoencoder: Autoencoder
+    frame_channels: int
+    rows: int
+    seed: int
+    gather: Callable[..., Footage]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of samples and walks."""
+        return torch.Generator().manual_seed(self.seed)
 
 
-def _draw_reconstructions(autoencoder: Autoencoder, images: Tensor, rows: int, frame_channels: int) -> Figure:
-    shown = images[_spread(len(images), RECONSTRUCTED)]
-    return plot_reconstructions(autoencoder, shown, frame_channels=frame_channels)
+# ---------------------------------------------------------------------- figures
 
 
-def _draw_traversals(autoencoder: Autoencoder, images: Tensor, rows: int, frame_channels: int) -> Figure:
+def _draw_reconstructions(look: _Look) -> Figure:
+    images = look.gather().images
+    shown = images[spread(len(images), RECONSTRUCTED)]
+    return plot_reconstructions(look.autoencoder, shown, frame_channels=look.frame_channels)
+
+
+def _draw_traversals(look: _Look) -> Figure:
+    images = look.gather().images
     middle = images[len(images) // 2]
-    return plot_traversals(autoencoder, middle, rows, reference=images, frame_channels=frame_channels)
+    return plot_traversals(look.autoencoder, middle, look.rows, reference=images, frame_channels=look.frame_channels)
 
 
-def _draw_interpolation(autoencoder: Autoencoder, images: Tensor, rows: int, frame_channels: int) -> Figure:
+def _draw_interpolation(look: _Look) -> Figure:
+    images = look.gather().images
     if len(images) < 2:
         raise ValueError("an interpolation needs two frames, got one")
-    return plot_interpolation(autoencoder, images[0], images[-1], frame_channels=frame_channels)
+    return plot_interpolation(look.autoencoder, images[0], images[-1], frame_channels=look.frame_channels)
 
 
-_FIGURES: dict[str, Callable[[Autoencoder, Tensor, int, int], Figure]] = {
+def _draw_samples(look: _Look) -> Figure:
+    return plot_samples(look.autoencoder, generator=look.generator, frame_channels=look.frame_channels)
+
+
+_FIGURES: dict[Kind, Callable[[_Look], Figure]] = {
     "reconstructions": _draw_reconstructions,
     "traversals": _draw_traversals,
     "interpolation": _draw_interpolation,
+    "samples": _draw_samples,
 }
 
 
-# ---------------------------------------------------------------------- images
+# ---------------------------------------------------------------------- films
 
 
-def _gather_images(subject: Subject, source: FrameSource, frame_channels: int, seed: int) -> Tensor:
-    """Observations (T, C, H, W) in [0, 1]."""
+def _film_episode(look: _Look) -> tuple[Frames, float]:
+    """Each frame left of what its latent alone decodes to, at the environment's own speed."""
+    footage = look.gather(_beginning)
+    return side_by_side(*compare(footage.images, look.autoencoder, look.frame_channels)), footage.frames_per_second
+
+
+def _film_walk(look: _Look) -> tuple[Frames, float]:
+    """What lies between draws of the prior, and back to the first."""
+    images = walk_prior(look.autoencoder, STOPS, FRAMES_A_STOP, look.generator)
+    return enlarge(last_frame(images, look.frame_channels)), FRAMES_PER_SECOND
+
+
+_FILMS: dict[Kind, Callable[[_Look], tuple[Frames, float]]] = {"video": _film_episode, "walk": _film_walk}
+
+
+# ---------------------------------------------------------------------- observations
+
+
+def spread(count: int, most: int = MOST_OBSERVATIONS) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most so many of the numbers below ``count``, evenly, with the first and the last."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def _beginning(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.arange(min(count, MOST_FILMED))
+
+
+def gather_footage(subject: Subject, source: FrameSource, seed: int, choose: Choose = spread) -> Footage:
+    """Observations for an autoencoder to look at.
+
+    Args:
+        subject: Whose they are to be; a run's agent plays in the run's environment unless the source says otherwise.
+        source: Where they come from.
+        seed: Of the episode that is played.
+        choose: Which of the episode's, or of each file's.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is nowhere to take them from, or they are of the wrong shape or type.
+    """
+    frame_channels = subject.frame_channels(source)
+    if source.frames:
+        return _read_files(subject.autoencoder, source, frame_channels, choose)
     channels, height, width = subject.autoencoder.observation_shape
     policy: Predictor
-    if source.frames:
-        read = functools.partial(
-            _read_file, shape=(channels, height, width), frame_channels=frame_channels, crop=source.crop
-        )
-        return torch.cat([read(path) for path in source.frames])
     if source.env is not None:
         pixels = PixelConfig(
             size=(height, width),
@@ -193,20 +289,48 @@ def _gather_images(subject: Subject, source: FrameSource, frame_channels: int, s
             action_repeat=source.action_repeat,
             crop=source.crop,
         )
-        env = RunConfig(env=source.env, env_kwargs=source.env_kwargs, pixels=pixels).make_env(training=False)
+        config = RunConfig(env=source.env, env_kwargs=source.env_kwargs, pixels=pixels)
+        env = config.make_env(training=False)
         policy = RandomPolicy(env.action_space, seed)
     elif subject.config is not None and subject.agent is not None:
-        env, policy = subject.config.make_env(training=False), subject.agent
+        config = subject.config
+        env, policy = config.make_env(training=False), subject.agent
     else:
         raise ValueError("a saved autoencoder has no environment: give it an env or frames")
     with contextlib.closing(env):
-        return _to_images(play_episode(policy, env, FIRST_START_SEED + seed).observations)
+        episode = play_episode(policy, env, FIRST_START_SEED + seed)
+        speed = _frames_per_second(env) / config.pixels.action_repeat
+    steps = choose(len(episode.observations))
+    return Footage(_to_images(episode.observations[steps]), steps, speed, episode.episode_return)
+
+
+def _frames_per_second(env: gym.Env[Any, Any]) -> float:
+    """Frames a second of an environment's own time."""
+    control: Any = getattr(env.unwrapped, "_env", None)
+    if hasattr(control, "control_timestep"):  # dm_control's: Shimmy's metadata have its milliseconds instead
+        return 1.0 / float(control.control_timestep())
+    return float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
+
+
+def _read_files(autoencoder: Autoencoder, source: FrameSource, frame_channels: int, choose: Choose) -> Footage:
+    """Of each file some observations, in a row."""
+    images, steps, before = [], [], 0
+    for path in source.frames:
+        observations = _read_file(path, autoencoder.image_shape(autoencoder.config), frame_channels, source.crop)
+        chosen = choose(len(observations))
+        images.append(_to_images(observations[chosen]))
+        low, high = images[-1].min().item(), images[-1].max().item()
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"{path}: expected floats in [0, 1], got values from {low:g} to {high:g}")
+        steps.append(before + chosen)
+        before += len(observations)
+    return Footage(torch.cat(images), np.concatenate(steps), FRAMES_PER_SECOND)
 
 
 def _read_file(
     path: Path, shape: tuple[int, int, int], frame_channels: int, crop: tuple[int, int, int, int] | None
-) -> Tensor:
-    """Observations (T, C, H, W) in [0, 1] of a file."""
+) -> Observations:
+    """The observations (T, C, H, W) of a file."""
     if path.suffix.lower() in {".npy", ".npz"}:
         observations = _read_array(path)
     else:
@@ -218,11 +342,7 @@ def _read_file(
     if observations.shape[1:] != shape or not len(observations):
         expected = ", ".join(map(str, shape))
         raise ValueError(f"{path}: expected observations of shape (T, {expected}), got {observations.shape}")
-    images = _to_images(observations)
-    low, high = images.min().item(), images.max().item()
-    if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(f"{path}: expected floats in [0, 1], got values from {low:g} to {high:g}")
-    return images
+    return observations
 
 
 def _read_array(path: Path) -> Observations:
@@ -244,10 +364,4 @@ def _read_array(path: Path) -> Observations:
 
 
 def _to_images(observations: Observations) -> Tensor:
-    """Some of the observations (T, C, H, W), in [0, 1]."""
-    return to_unit(torch.from_numpy(np.array(observations[_spread(len(observations), MOST_OBSERVATIONS)])))
-
-
-def _spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """At most so many of the numbers below ``count``, evenly, with the first and the last."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+    return to_unit(torch.from_numpy(np.array(observations)))
