@@ -294,7 +294,8 @@ def test_an_agent_collects_what_it_sees(run, tmp_path):
     observation, _ = env.reset(seed=config.seed_of(1))
     for step, stored in enumerate(episode.actions):
         pooled = observation[-3:].reshape(3, 16, 2, 16, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
-        np.testing.assert_allclose(episode.observations[step], pooled, atol=0.51)
+        # Pillow averages rows, then columns, and rounds both times
+        np.testing.assert_allclose(episode.observations[step], pooled, atol=1.0)
         action, _ = agent.predict(observation, deterministic=False)
         np.testing.assert_array_equal(stored, action)
         observation, *_ = env.step(action)

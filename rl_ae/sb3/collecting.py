@@ -415,7 +415,8 @@ def _collect_missing(config: CollectConfig, data_set: DataSet, workers: int, fac
         for episode, fact in done:
             facts[episode] = fact
             bar.update()
-            if not announced and {config.policy_of(each) for each in facts} >= set(config.policy[:total]):
+            every_policy = {config.policy_of(each) for each in facts} >= set(config.policy[:total])
+            if not announced and every_policy and len(facts) < total:
                 bar.write(_check_disk(config, data_set, facts), file=sys.stderr)
                 announced = True
 
