@@ -510,14 +510,14 @@ def test_the_command_trains_on_a_data_set_of_minari(episodes, tmp_path, monkeypa
         action_space=spaces.Box(-1.0, 1.0, (1,)),
     )
     command = "pretrain --data pendulum/pixels-v0 --autoencoder vae --latent-dim 4 --steps 4 --batch-size 8".split()
-    command += "--held-out 1 --validate-every 2 --frame-stack 2 --accelerator cpu --out".split()
+    command += "--held-out 1 --validate-every 2 --frame-stack 3 --grayscale --accelerator cpu --out".split()
     command.append(str(tmp_path / "run"))
     cli.main(command)
     shown = capsys.readouterr().out
     assert "held-out episodes, step 4: reconstruction" in shown and "next: rl-ae train" in shown
     autoencoder = Autoencoder.from_pretrained(tmp_path / "run/autoencoder")
-    assert (autoencoder.observation_shape, autoencoder.latent_dim) == ((6, 20, 20), 4)
+    assert (autoencoder.observation_shape, autoencoder.latent_dim) == ((3, 20, 20), 4)
     settings = json.loads((tmp_path / "run/config.json").read_text())
-    assert settings["config"]["frame_channels"] == 3 and settings["data"]["observations"] == 4 * 36
+    assert settings["config"]["frame_channels"] == 1 and settings["data"]["observations"] == 4 * 36
     with pytest.raises(SystemExit, match=r"rl-ae: .* exists: continue it with resume"):
         cli.main(command)
