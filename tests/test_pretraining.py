@@ -382,7 +382,7 @@ def create_weights():
         (FactorConfig(conv=CONV), "FactorConfig .* the discriminator learns from latents permuted over the batch"),
         (VQVAEConfig(conv=CONV), "VQVAEConfig .* the codebook follows the batch"),
         (SQVAEConfig(conv=CONV), "SQVAEConfig .* an optimal Gaussian's variance is the batch's error"),
-        (HierarchicalConfig(likelihood="squared_error"), "HierarchicalConfig .* a warm-up balances the groups"),
+        (HierarchicalConfig(likelihood="squared_error"), "HierarchicalConfig .* during the warm-up, groups are balanced"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
