@@ -494,6 +494,7 @@ def test_the_extra_is_named_where_it_is_missing(source, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- the command
 
 
+@pytest.mark.filterwarnings("ignore:.* is set to None:UserWarning")  # Minari would know more of the author
 def test_the_command_trains_on_a_data_set_of_minari(episodes, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     frames = [np.repeat(episode[:, :1], 3, axis=1).transpose(0, 2, 3, 1) for episode in episodes[:4]]
