@@ -168,8 +168,8 @@ def pretrain_command(
         key: Of observations with several images, which.
     """
     source = MinariFrames(data, frame_stack, size, grayscale, key)
-    if config.frame_channels is None and source.frame_channels in (1, 3):
-        config = dataclasses.replace(config, frame_channels=source.frame_channels)
+    if config.frame_channels is None and source.frame_channels == 1:  # three of which look like a coloured frame
+        config = dataclasses.replace(config, frame_channels=1)
     if out is None:
         out = Path("runs") / f"pretrain_{Path(config.autoencoder).name}_{config.seed}"
     files = pretrain(source, config, out, resume=resume)
