@@ -11,6 +11,9 @@ from stable_baselines3 import SAC
 from rl_ae import Autoencoder, ConvConfig, RAEConfig, create_autoencoder
 from rl_ae.sb3 import SACAE
 
+# Stable-Baselines3 ignores it where its progress bar is imported; pytest's own filters come after that
+pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+
 FOLDER = Path(__file__).parent.parent / "examples"
 SMALL = "--env moving_dot:MovingDot-v0 --grayscale --steps 20 --episodes 1"
 
