@@ -27,6 +27,7 @@ def main(
     steps: int = 10_000,
     learning_starts: int = 1_000,
     n_steps: int = 1_024,
+    batch_size: int = 64,
     action_repeat: int = 1,
     grayscale: bool = False,
     episodes: int = 3,
@@ -42,7 +43,8 @@ def main(
         freeze: Let nothing train the encoder; else the agent's own loss does.
         steps: Agent steps.
         learning_starts: Random ones among them, at the start (sac).
-        n_steps: Of a rollout (ppo).
+        n_steps: Of a rollout (ppo), a multiple of the batch size.
+        batch_size: Of a minibatch.
         action_repeat: Environment frames a step.
         grayscale: The autoencoder's channels are grey frames, though 3 divides their number.
         episodes: Of the evaluation.
@@ -65,7 +67,9 @@ def main(
     training = make_pixel_env(env, pixels)
     agent: PPO | SAC
     if algo == "ppo":
-        agent = PPO("CnnPolicy", training, n_steps=n_steps, policy_kwargs=policy_kwargs, seed=seed)
+        agent = PPO(
+            "CnnPolicy", training, n_steps=n_steps, batch_size=batch_size, policy_kwargs=policy_kwargs, seed=seed
+        )
     else:
         agent = SAC(
             "CnnPolicy",
@@ -73,6 +77,7 @@ def main(
             replay_buffer_class=FrameReplayBuffer,
             replay_buffer_kwargs={"n_stack": pixels.frame_stack},
             learning_starts=learning_starts,
+            batch_size=batch_size,
             buffer_size=max(steps, 1_000),
             policy_kwargs=policy_kwargs,
             seed=seed,

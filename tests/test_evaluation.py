@@ -19,7 +19,7 @@ from rl_ae.sb3.evaluation import (
     reconstruction_quality,
     start_seeds,
 )
-from rl_ae.sb3.pictures import enlarge, save_learning_curve, save_reconstructions, save_video
+from rl_ae.sb3.pictures import enlarge, save_film, save_learning_curve, save_reconstructions, side_by_side
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_pictures_show_input_above_and_video_beside(autoencoder, tmp_path):
     assert np.array_equal(strip[::scale, ::scale][:20, :20], frames[0])
     assert np.array_equal(strip[::scale, ::scale][20:, 20:40], reconstructions[1])
 
-    video = save_video(tmp_path / "film", frames, reconstructions, 10)
+    video = save_film(tmp_path / "film", side_by_side(frames, reconstructions), 10)
     assert video.suffix == ".mp4" and video.stat().st_size > 1000
     import imageio.v3 as imageio
 
@@ -98,7 +98,7 @@ def test_pictures_show_input_above_and_video_beside(autoencoder, tmp_path):
 def test_without_ffmpeg_the_video_is_a_gif(autoencoder, tmp_path, monkeypatch):
     monkeypatch.setattr("rl_ae.sb3.pictures.find_spec", lambda name: None)
     frames, reconstructions = compare(random_episodes(1)[0].observations, autoencoder, 3)
-    video = save_video(tmp_path / "film", frames, reconstructions, 10)
+    video = save_film(tmp_path / "film", side_by_side(frames, reconstructions), 10)
     assert video.suffix == ".gif"
     with Image.open(video) as image:
         assert image.n_frames == len(frames)

@@ -56,9 +56,8 @@ def test_in_sac_ae(eyes, capsys, how, encoder_moves, decoder_moves):
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_in_stock_agents(eyes, capsys, algo, freeze):
     flags = ["--freeze"] if freeze else []
-    agent = run_example(
-        "reuse_in_stock_agents.py", eyes, "--algo", algo, "--n-steps", "10", "--learning-starts", "10", *flags
-    )
+    sizes = ["--n-steps", "10", "--batch-size", "10", "--learning-starts", "10"]
+    agent = run_example("reuse_in_stock_agents.py", eyes, "--algo", algo, *sizes, *flags)
     owner = agent.policy if algo == "ppo" else agent.policy.critic
     assert moved(owner.features_extractor.encoder, eyes) != freeze
     assert f"{algo}, {'frozen' if freeze else 'fine-tuned'} encoder, 20 steps: return -" in capsys.readouterr().out

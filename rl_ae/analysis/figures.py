@@ -272,9 +272,9 @@ def plot_samples(
     Raises:
         ValueError: If the autoencoder has no prior to draw from or encodes vectors, or ``count`` is below 1.
     """
-    _check_prior(autoencoder)
+    generative = _with_prior(autoencoder)
     with _undisturbed(autoencoder):
-        images = autoencoder.sample(count, generator=generator)
+        images = generative.sample(count, generator=generator)
     return _grid(images.split(math.ceil(math.sqrt(count))), frame_channels)
 
 
@@ -299,7 +299,7 @@ def walk_prior(autoencoder: Autoencoder, stops: int, steps: int, generator: torc
     """
     if stops < 2 or steps < 1:
         raise ValueError(f"expected stops ≥ 2 and steps ≥ 1, got {stops} and {steps}")
-    _check_prior(autoencoder)
+    _with_prior(autoencoder)
     draws = torch.randn(stops, autoencoder.latent_dim, generator=generator)
     share = torch.arange(steps)[:, None] / steps
     noise = torch.cat(
@@ -325,12 +325,13 @@ def _from_noise(autoencoder: Autoencoder, noise: Tensor) -> Tensor:
     return autoencoder.groups.prior(len(noise), lambda index, group: group.mu + group.log_sigma.exp() * parts[index]).z
 
 
-def _check_prior(autoencoder: Autoencoder) -> None:
+def _with_prior(autoencoder: Autoencoder) -> VAE | HierarchicalVAE:
     if not isinstance(autoencoder, _PRIORS):
         with_prior = sorted(name for name, config in CONFIGS.items() if issubclass(autoencoder_class(config), _PRIORS))
         raise ValueError(
             f"{type(autoencoder).__name__} has no prior to draw samples from; these have one: {', '.join(with_prior)}"
         )
+    return autoencoder
 
 
 # ---------------------------------------------------------------------- frames

@@ -59,8 +59,8 @@ def draw_lines(title: str, lines: Mapping[str, Line], x: str, y: str, *, log: bo
     def draw(axes: Axes) -> None:
         for number, (name, (steps, values)) in enumerate(lines.items()):
             points = np.size(steps)
-            style = {"color": COLOURS[number % len(COLOURS)], "label": name, "ms": 3}
-            axes.plot(steps, values, "." if number < step else "-o" if points <= 30 else "-", **style)
+            style = "." if number < step else "-o" if points <= 30 else "-"
+            axes.plot(steps, values, style, color=COLOURS[number % len(COLOURS)], label=name, ms=3)
         if len(lines) > 1:
             axes.legend()
         if log and all(np.min(values) > 0.0 for _, values in lines.values()):
@@ -116,7 +116,7 @@ def draw_path(title: str, points: ArrayLike, steps: Sequence[int], x: str, y: st
 
     def draw(axes: Axes) -> None:
         axes.plot(*points.T, color=_INK, alpha=0.25, lw=0.7)
-        dots = axes.scatter(*points.T, c=steps, cmap=TIME, s=10, zorder=2)
+        dots = axes.scatter(points[:, 0], points[:, 1], c=steps, cmap=TIME, s=10, zorder=2)
         for point, marker, name in ((points[0], "o", "first"), (points[-1], "s", "last")):
             axes.plot(*point, marker, ms=9, mfc="none", mec=_INK, ls="none", label=name, zorder=3)
         axes.legend()

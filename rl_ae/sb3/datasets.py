@@ -359,8 +359,8 @@ class MinariFrames:
         frames = self._convert(self._read_stored(episode, start - before, stop), self._layouts[episode])
         missing = self._frame_stack - 1 - before
         frames = np.concatenate([frames[:1].repeat(missing, axis=0), frames])
-        windows = np.lib.stride_tricks.sliding_window_view(frames, self._frame_stack, axis=0)  # (T, C, H, W, stack)
-        return np.moveaxis(windows, -1, 1).reshape(stop - start, *self.observation_shape)
+        stacks = np.stack([frames[first : first + stop - start] for first in range(self._frame_stack)], axis=1)
+        return stacks.reshape(stop - start, *self.observation_shape)
 
     def __len__(self) -> int:
         """Observations of all episodes."""

@@ -81,7 +81,9 @@ def start_seeds(episodes: int) -> range:
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, observations: Observations, batch_size: int = 64) -> torch.Tensor:
+def reconstruct(
+    autoencoder: Autoencoder, observations: Observations | torch.Tensor, batch_size: int = 64
+) -> torch.Tensor:
     """Reconstruct observations as an environment returns them, from their latents' modes.
 
     Args:
@@ -149,7 +151,9 @@ def spread_observations(buffer: ReplayBuffer, count: int) -> Observations:
     return observations
 
 
-def compare(observations: Observations, autoencoder: Autoencoder, frame_channels: int) -> tuple[Any, Any]:
+def compare(
+    observations: Observations | torch.Tensor, autoencoder: Autoencoder, frame_channels: int
+) -> tuple[Any, Any]:
     """Newest frames and their reconstructions, both ``uint8`` (T, H, W, 3)."""
     reconstructions = reconstruct(autoencoder, observations).numpy()
     return last_frame(observations, frame_channels), last_frame(reconstructions, frame_channels)

@@ -468,7 +468,7 @@ def read_logs(folder: Path) -> dict[str, Line]:
     Args:
         folder: With ``progress_<session>.csv`` as Stable-Baselines3 writes them; may not exist.
     """
-    rows: list[Mapping[str, str]] = []
+    rows: list[dict[str, str]] = []
     for path in sorted(folder.glob("progress_*.csv"), key=lambda path: int(path.stem.rpartition("_")[2])):
         with path.open(newline="") as file:
             session = [row for row in csv.DictReader(file) if np.isfinite(_number(row.get(_STEP)))]
