@@ -99,7 +99,7 @@ def equal(one, other):
 
 @pytest.fixture(scope="module")
 def finished(source, tmp_path_factory):
-    config = dataclasses.replace(CONFIG, steps=1000, validate_every=500, log_every=50)
+    config = dataclasses.replace(CONFIG, steps=1000, validate_every=500, log_every=50, seed=1)
     rates = {"encoder_learning_rate": 5e-3, "decoder_learning_rate": 5e-3}
     # centred on the bright background, without which the pendulum is not seen for long
     fast = dataclasses.replace(TINY, **rates, beta=1e-2, input_centre=1.0)
@@ -111,7 +111,7 @@ def test_the_loss_falls_on_episodes_that_were_held_out(finished, episodes):
     assert list(rows) == list(range(50, 1001, 50))
     assert rows[1000]["validation_total"] < 0.9 * rows[500]["validation_total"]
     assert rows[1000]["train_reconstruction"] < 0.5 * rows[50]["train_reconstruction"]
-    held_out = pretraining.hold_out(8, 0.25, int(pretraining.random(0, 0).integers(2**31)))[1]
+    held_out = pretraining.hold_out(8, 0.25, int(pretraining.random(1, 0).integers(2**31)))[1]
     images = to_unit(torch.from_numpy(np.concatenate([episodes[episode] for episode in held_out])))
     autoencoder = Autoencoder.from_pretrained(finished.autoencoder)
     error = (autoencoder.reconstruct(images[:64]) - images[:64]).square().mean().item()  # four whole batches of 72
