@@ -119,6 +119,7 @@ def test_a_walk_is_filmed(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- films of an episode
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio-ffmpeg leaves its pipes to the collector
 def test_an_episode_is_filmed_beside_what_its_latents_decode_to(tmp_path):
     autoencoder = save(tmp_path, RAEConfig(conv=CONV, latent_dim=5), (2, 16, 20))
     arguments = ["--env", "Pendulum-v1", "--action-repeat", "10", "--seed", "4", "--out", str(tmp_path / "film.mp4")]
