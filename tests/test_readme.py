@@ -18,10 +18,10 @@ def shortened(code):
     """THE ONE RULE: step counts shrink.
 
     `learn(N`, `-n N` and `--steps N` to 24 (26 on resuming), `learning_starts` to 20; what is collected to
-    2 episodes of 5 steps.
+    2 episodes of 40 steps.
     """
     code = re.sub(r"(?<= -n )\d+", "24", code)
-    code = re.sub(r"(?<=--max-steps )\d+", "5", code)
+    code = re.sub(r"(?<=--max-steps )\d+", "40", code)
     if code.startswith("rl-ae collect"):
         code = re.sub(r"(?<=--episodes )\d+", "2", code)
     code = re.sub(r"(?<=learn\()[\d_]+", "24", code)
