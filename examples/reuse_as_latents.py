@@ -1,7 +1,7 @@
 """A pretrained encoder as a wrapper: the agent sees latents, and they are all that its replay buffer holds.
 
     rl-ae pretrain --data … --out eyes
-    python examples/reuse_as_latents.py eyes --env CarRacing-v3
+    python examples/reuse_as_latents.py eyes/autoencoder --env CarRacing-v3
 
 Every frame is encoded once, no update runs a convolution, and any algorithm learns with ``"MlpPolicy"``.
 """

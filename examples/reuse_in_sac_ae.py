@@ -1,7 +1,7 @@
 """A pretrained autoencoder in SAC-AE: frozen, fine-tuned by the critic, or with its own loss going on.
 
     rl-ae pretrain --data … --out eyes
-    python examples/reuse_in_sac_ae.py eyes --env CarRacing-v3 --how frozen
+    python examples/reuse_in_sac_ae.py eyes/autoencoder --env CarRacing-v3 --how frozen
 
 The agent copies the weights once: what it saves does not need the folder.
 """

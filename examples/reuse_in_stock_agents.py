@@ -1,7 +1,7 @@
 """A pretrained encoder in Stable-Baselines3's own PPO and SAC, through the features extractor.
 
     rl-ae pretrain --data … --out eyes
-    python examples/reuse_in_stock_agents.py eyes --env CarRacing-v3 --algo ppo --freeze
+    python examples/reuse_in_stock_agents.py eyes/autoencoder --env CarRacing-v3 --algo ppo --freeze
 
 The agent's file names the folder of the autoencoder and is loaded where that is.
 """
