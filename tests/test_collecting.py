@@ -180,6 +180,32 @@ def test_an_episode_that_always_kills_is_named(dots, tmp_path):
     assert episodes(tmp_path / "dots") == episodes(dots)
 
 
+def test_episodes_that_were_not_published_any_more_are(dots, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def die(*arguments):
+        raise KilledError
+
+    collect(dataclasses.replace(DOTS, episodes=2), tmp_path / "dots")
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "publish", die)
+        with pytest.raises(KilledError):
+            collect(DOTS, tmp_path / "dots")
+    assert len(episodes(tmp_path / "dots")) == 6 and len(minari.MinariDataset(tmp_path / "dots/data")) == 2
+    collect(DOTS, tmp_path / "dots")
+    assert len(minari.MinariDataset(tmp_path / "dots/data")) == 6
+
+
+def test_a_damaged_description_is_written_again(dots, tmp_path):
+    shutil.copytree(dots, tmp_path / "dots")
+    description = tmp_path / "dots/data/metadata.json"
+    whole = json.loads(description.read_text())
+    description.write_text(description.read_text()[:100])
+    collect(DOTS, tmp_path / "dots")
+    assert json.loads(description.read_text())["total_steps"] == whole["total_steps"]
+
+
 def test_a_damaged_episode_is_collected_again(dots, tmp_path):
     shutil.copytree(dots, tmp_path / "dots")
     (tmp_path / "dots/data/metadata.json").unlink()

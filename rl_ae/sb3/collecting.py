@@ -336,7 +336,8 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
             for episode in range(config.episodes)
             if (fact := read_facts(data_set.episode(episode))) is not None
         }
-        if len(facts) < config.episodes or not data_set.is_published:
+        # a process that was killed may have collected the last episode and not published it
+        if min(len(facts), data_set.published_episodes) < config.episodes:
             _collect_missing(config, data_set, workers, facts)
             publish(
                 data_set,
