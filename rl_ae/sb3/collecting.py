@@ -34,11 +34,11 @@ from tqdm import tqdm
 from rl_ae.envs import Frame, PixelConfig, shrink
 from rl_ae.envs.suites import unknown
 from rl_ae.files import write_atomically
+from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.provenance import git_commit, versions
 from rl_ae.sb3.checkpoint import STATE_FILE, load_agent, read_state
 from rl_ae.sb3.datasets import DataSet, EpisodeFacts, EpisodeWriter, publish, read_facts
 from rl_ae.sb3.evaluation import Predictor, RandomPolicy
-from rl_ae.sb3.locking import LOCK_FILE, locked
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.runs import Run
 
