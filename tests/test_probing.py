@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from rl_ae.sb3.probe_callback import agent_extractor
 from rl_ae.sb3.probing import (
     ProbeSource,
     Score,
+    _make_env,
     encode,
     format_table,
     principal_components,
@@ -36,6 +38,7 @@ from rl_ae.sb3.probing import (
 )
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 from rl_ae.sb3.runs import Run, train_run
+from rl_ae.sb3.show import Subject
 
 PIXELS = PixelConfig(size=(16, 16), grayscale=True, frame_stack=2)
 CONFIG = RAEConfig(conv=ConvConfig(filters=(8, 16), strides=(2, 2)), latent_dim=6)
@@ -148,6 +151,21 @@ def test_the_ceiling_learns_from_the_states(data, trained):
     r2 = 1 - error[[0, 1, 3, 4]] / data.targets[split.test].var(axis=0)[[0, 1, 3, 4]]
     assert r2[:2].min() > 0.9 and r2[2:].min() > 0.1
     assert np.array_equal(predictions, train_ceiling(trained, data, split, updates=200, progress_bar=False))
+
+
+@pytest.mark.parametrize("part", ["fit", "validation", "test"])
+def test_a_target_without_a_score_does_not_disturb_the_ceiling(part, data, trained):
+    """A byte of Atari's memory, say, that counts to 255 in some of the episodes only."""
+    split = split_episodes(data.episodes)
+    counter = np.random.default_rng(0).integers(256, size=(len(data.episodes), 1)).astype(float)
+    counter[getattr(split, part)] = 7.0
+    with_counter = data._replace(targets=np.hstack([data.targets, counter]))
+    alone, beside = (
+        train_ceiling(trained, each, split, updates=20, progress_bar=False) for each in (data, with_counter)
+    )
+    np.testing.assert_array_equal(beside[:, :-1], alone)
+    np.testing.assert_allclose(beside[:, -1], counter[split.fit].mean())
+    assert np.ptp(alone[:, :2], axis=0).min() > 0 == np.ptp(alone[:, 2])  # the colour is constant
 
 
 def test_encoding_leaves_no_trace(data):
@@ -339,8 +357,34 @@ def test_a_run_is_probed_while_it_trains_and_afterwards(tmp_path):
     report = probe(run.folder, ProbeSource(), episodes=3, steps=5, ceiling_updates=0)
     assert report.folder == run.folder and (run.folder / "probe.png").exists()
     assert json.loads((run.folder / "probe.json").read_text())["env"] == "moving_dot:MovingDot-v0"
+    elsewhere = ProbeSource(env="CartPole-v1")  # where its actions mean nothing
+    assert probe(run.folder, elsewhere, episodes=3, steps=5, ceiling_updates=0, out=tmp_path / "out").scores
+    settings = json.loads((tmp_path / "out/probe.json").read_text())
+    assert settings["env"] == settings["source"]["env"] == "CartPole-v1" and settings["ceiling_updates"] == 0
     with pytest.raises(ValueError, match="probe_every must be ≥ 0, got -1"):
         dataclasses.replace(config, probe_every=-1)
+
+
+def test_a_runs_three_grey_frames_are_no_coloured_one():
+    pixels = dataclasses.replace(PIXELS, frame_stack=3)
+    config = RunConfig(env="moving_dot:MovingDot-v0", pixels=pixels)
+    subject = Subject(create_autoencoder(CONFIG, (3, 16, 16)), config)
+    env = _make_env(subject, ProbeSource(env="Pendulum-v1"), Path())  # whose rod is red
+    first, _ = env.reset(seed=0)
+    assert np.array_equal(first[0], first[1]) and np.array_equal(first[1], first[2]) and np.ptp(first) > 0
+    for _ in range(5):
+        stack = env.step(np.array([2.0], np.float32))[0]
+    assert not np.array_equal(stack[1], stack[2])
+    env.close()
+
+
+def test_a_killed_runs_curve_goes_on_in_step(tmp_path):
+    agent, path = make_agent(), tmp_path / "probe.csv"
+    agent.learn(15, callback=ProbeCallback(make_env(), 10, path, episodes=3, steps=5))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # without the row of an orderly end
+    resumed = ProbeCallback(make_env(), 10, path, episodes=3, steps=5)
+    agent.learn(10, callback=resumed, reset_num_timesteps=False)
+    assert [row["step"] for row in resumed.rows] == [0, 10, 20, 25]
 
 
 def test_scores_of_a_class_of_ones_own(data):
