@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import minari
 import numpy as np
 import psutil
@@ -165,14 +166,14 @@ def test_a_killed_command_goes_on(dots, tmp_path):
 
 
 def test_what_a_dead_process_had_begun_is_collected_again(dots, tmp_path):
-    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seed_of(3), deaths=2)
+    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seeds_of(3)[0], deaths=2)
     collect(config, tmp_path / "dots", workers=2)
     assert len(list(tmp_path.glob("death-*"))) == 2
     assert episodes(tmp_path / "dots") == episodes(dots)
 
 
 def test_an_episode_that_always_kills_is_named(dots, tmp_path):
-    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seed_of(2), deaths=collecting.MOST_DEATHS)
+    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seeds_of(2)[0], deaths=collecting.MOST_DEATHS)
     with pytest.raises(ChildProcessError, match=r"collects episode 2 died 3 times \(signal 9; .* goes on"):
         collect(config, tmp_path / "dots")
     assert episodes(tmp_path / "dots") == {number: episodes(dots)[number] for number in (0, 1)}
@@ -276,6 +277,27 @@ def test_held_actions_are_held():
     assert [again.predict(None)[0] for _ in range(50)] == actions[:50].tolist()
 
 
+def test_how_long_an_action_is_held_does_not_depend_on_the_actions():
+    policy = HeldPolicy(spaces.Box(-1, 1, (1,)), seed=1)
+    actions = np.array([policy.predict(None)[0][0] for _ in range(5_000)])
+    starts = np.array([0, *np.flatnonzero(np.diff(actions)) + 1])
+    held, chosen = np.diff(starts), actions[starts]
+    shared = held[1::2]  # of one stream with the actions, each second duration has the bits of an action
+    assert len(shared) > 200 and abs(np.corrcoef(chosen[: len(shared)], shared)[0, 1]) < 0.25
+
+
+@pytest.mark.parametrize("policy", collecting.POLICIES.values(), ids=collecting.POLICIES)
+def test_the_first_action_does_not_depend_on_the_start(policy):
+    config = CollectConfig(env="Pendulum-v1")
+    env = gym.make(config.env)
+    firsts = []
+    for start, actions in map(config.seeds_of, range(200)):
+        env.reset(seed=start)
+        firsts.append((env.unwrapped.state[0], policy(env.action_space, actions).predict(None)[0][0]))
+    assert abs(np.corrcoef(np.transpose(firsts))[0, 1]) < 0.25
+    assert np.abs(np.mean(firsts, axis=0)).max() < 0.5 and np.std(firsts, axis=0).min() > 1.0
+
+
 def test_brownian_actions_walk_everywhere_in_small_steps():
     space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
     policy = BrownianPolicy(space, seed=0)
@@ -316,8 +338,9 @@ def test_an_agent_collects_what_it_sees(run, tmp_path):
     _, episode = minari.MinariDataset(tmp_path / "dots/data")
     agent = load_agent(run.checkpoint, device="cpu", buffer_size=1)
     env = run.read_config().make_env(training=False)
-    agent.set_random_seed(config.seed_of(1))
-    observation, _ = env.reset(seed=config.seed_of(1))
+    start, actions = config.seeds_of(1)
+    agent.set_random_seed(actions)
+    observation, _ = env.reset(seed=start)
     for step, stored in enumerate(episode.actions):
         pooled = observation[-3:].reshape(3, 16, 2, 16, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
         # Pillow averages rows, then columns, and rounds both times

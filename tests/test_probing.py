@@ -109,6 +109,14 @@ def test_random_actions_are_held_and_an_agent_has_its_turns():
     assert np.diff(np.flatnonzero(np.diff(mixed == 2.0))).mean() > 2  # whole turns, several in a row
 
 
+def test_how_long_an_action_is_held_does_not_depend_on_the_actions():
+    policy = HeldActions(spaces.Box(-1, 1, (1,)), 0, hold=5)
+    actions = np.array([policy.predict(None)[0][0] for _ in range(2_000)])
+    starts = np.array([0, *np.flatnonzero(np.diff(actions)) + 1])
+    shared = np.diff(starts)[1::2]  # of one stream with the actions, each second duration has the bits of an action
+    assert len(shared) > 200 and abs(np.corrcoef(actions[starts][: len(shared)], shared)[0, 1]) < 0.25
+
+
 def test_discrete_actions_become_rows_of_a_one():
     env = make_pixel_env("CartPole-v1", PIXELS)
     played = play(env, RandomPolicy(env.action_space), 3, 4, progress_bar=False)

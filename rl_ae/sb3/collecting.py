@@ -117,9 +117,14 @@ class CollectConfig:
         """Who plays an episode."""
         return self.policy[episode % len(self.policy)]
 
-    def seed_of(self, episode: int) -> int:
-        """Of an episode's start and actions: 31 bits, which every environment takes."""
-        return int(np.random.SeedSequence([self.seed, episode]).generate_state(1)[0]) >> 1
+    def seeds_of(self, episode: int) -> tuple[int, int]:
+        """Of an episode's start and of its actions, 31 bits each, which every environment takes.
+
+        Two, because environments and policies draw from generators of the same kind: by one seed a pendulum's first
+        torque would be its first angle.
+        """
+        start, actions = np.random.SeedSequence([self.seed, episode]).generate_state(2)
+        return int(start) >> 1, int(actions) >> 1
 
 
 class Collection(NamedTuple):
@@ -155,7 +160,8 @@ class HeldPolicy:
 
     def __init__(self, action_space: spaces.Space[Any], seed: int) -> None:
         self._draws = RandomPolicy(action_space, seed)
-        self._generator = np.random.default_rng(seed)
+        # not the actions' own numbers again
+        self._generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self._left = 0
 
     def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, None]:
@@ -537,10 +543,10 @@ def _collect_episode(
     config: CollectConfig, data_set: DataSet, episode: int, player_of: Callable[[str], Player]
 ) -> EpisodeFacts:
     """Play an episode and write its file."""
-    policy, seed = config.policy_of(episode), config.seed_of(episode)
+    policy, (start_seed, action_seed) = config.policy_of(episode), config.seeds_of(episode)
     env, start, to_frame = player_of(policy)
-    actor = start(seed)
-    observation, _ = env.reset(seed=seed)
+    actor = start(action_seed)
+    observation, _ = env.reset(seed=start_seed)
     writer = EpisodeWriter(to_frame(observation))
     steps, done = 0, False
     while not done:
@@ -550,7 +556,7 @@ def _collect_episode(
         truncated = truncated or steps == config.max_steps
         writer.add(to_frame(observation), np.asarray(action), float(reward), terminated, truncated)
         done = terminated or truncated
-    writer.write(data_set.episode(episode), episode, seed, policy)
+    writer.write(data_set.episode(episode), episode, start_seed, policy)
     facts = read_facts(data_set.episode(episode))
     assert facts is not None
     return facts
