@@ -161,6 +161,17 @@ def test_the_ceiling_learns_from_the_states(data, trained):
     assert np.array_equal(predictions, train_ceiling(trained, data, split, updates=200, progress_bar=False))
 
 
+def test_held_out_rows_do_not_decide_the_ceiling(data, trained):
+    split = split_episodes(data.episodes)
+    targets = data.targets.copy()
+    targets[split.test] *= -3.0
+    alone, beside = (
+        train_ceiling(trained, each, split, updates=20, progress_bar=False)
+        for each in (data, data._replace(targets=targets))
+    )
+    np.testing.assert_array_equal(alone, beside)
+
+
 @pytest.mark.parametrize("part", ["fit", "validation", "test"])
 def test_a_target_without_a_score_does_not_disturb_the_ceiling(part, data, trained):
     """A byte of Atari's memory, say, that counts to 255 in some of the episodes only."""
