@@ -48,7 +48,7 @@ from rl_ae.learner import Evaluated, RepresentationLearner
 from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.losses import psnr
 from rl_ae.noise import PartOfNoise
-from rl_ae.pixels import to_unit
+from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.precision import PRECISIONS
 from rl_ae.provenance import describe_machine, git_commit
 from rl_ae.stopping import StopSignals
@@ -252,11 +252,12 @@ def pretrain(
     Raises:
         ImportError: If Lightning is not installed.
         ValueError: If the folder exists and ``resume`` is false, or it holds another run or one of other data; if
-            another process trains in it; if the data are too few; if the loss depends on
+            another process trains in it; if the data are too few, or no stacks of such frames; if the loss depends on
             the whole batch, which is to be divided.
         FloatingPointError: If a term of the loss is not finite; names it. The checkpoint is of the step before.
         KeyboardInterrupt: If one of the processes got SIGINT or SIGTERM: after the step, with everything stored.
     """
+    count_frame_channels(source.observation_shape[0], config.frame_channels)  # not when all is done
     resolved = config.resolve(source.observation_shape, autoencoder)
     if autoencoder is not None:
         config = dataclasses.replace(config, autoencoder=type(autoencoder).__name__)
@@ -269,8 +270,8 @@ def pretrain(
             run = _Run(source, config, resolved, files, fabric, resume)
             with contextlib.ExitStack() as stack:
                 writer = None
-                if fabric.is_global_zero:
-                    writer = stack.enter_context(SummaryWriter(files.logs, purge_step=run.learner.step))
+                if fabric.is_global_zero:  # what was logged of the checkpoint's step itself stays
+                    writer = stack.enter_context(SummaryWriter(files.logs, purge_step=run.learner.step + 1))
                 run.train(writer, progress_bar and fabric.is_global_zero)
             if fabric.is_global_zero:
                 run.draw()
@@ -619,7 +620,7 @@ def _is_finite(learner: RepresentationLearner) -> bool:
 
 def _earlier_sessions(files: Pretraining, description: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
     """What ``config.json`` says of earlier sessions, none for a new run; refuses what may not be continued."""
-    if {path.name for path in files.folder.iterdir()} <= {LOCK_FILE}:
+    if not files.folder.exists() or {path.name for path in files.folder.iterdir()} <= {LOCK_FILE}:
         return []
     if not files.config.exists():
         raise ValueError(f"{files.folder} exists and is not a pretraining (no config.json): choose another folder")

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rl_ae import (
     CONFIGS,
     Autoencoder,
+    BetaBConfig,
     BTCVAEConfig,
     ConvConfig,
     FactorConfig,
@@ -263,6 +264,17 @@ def test_a_finished_run_goes_on_if_it_is_given_more_steps(source, tmp_path):
     assert equal(state(longer)["learner"], state(straight)["learner"])
 
 
+def test_a_step_is_logged_once_however_often_the_run_was_killed(source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(17, patch)
+        with pytest.raises(KilledError):
+            train(source, tmp_path / "run")
+    resumed = train(source, tmp_path / "run", resume=True)
+    logged = EventAccumulator(str(resumed.logs)).Reload()
+    assert [scalar.step for scalar in logged.Scalars("train/kl")] == [5, 10, 15, 20, 24]
+    assert [scalar.step for scalar in logged.Scalars("validation/kl")] == [8, 16, 24]
+
+
 def test_another_run_is_not_continued(source, episodes, tmp_path):
     config = dataclasses.replace(CONFIG, steps=2)
     folder = tmp_path / "run"
@@ -447,6 +459,7 @@ def create_weights():
 @pytest.mark.parametrize(
     ("autoencoder", "reason"),
     [
+        (BetaBConfig(conv=CONV), "BetaBConfig .* the capacity is compared with the batch's mean KL"),
         (BTCVAEConfig(conv=CONV), "BTCVAEConfig .* the aggregate posterior is estimated from the batch"),
         (FactorConfig(conv=CONV), "FactorConfig .* the discriminator learns from latents permuted over the batch"),
         (VQVAEConfig(conv=CONV), "VQVAEConfig .* the codebook follows the batch"),
@@ -541,6 +554,13 @@ def test_weights_that_are_not_finite_are_not_saved(source, tmp_path):
 def test_configs_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**changes)
+
+
+def test_frames_that_cannot_be_drawn_are_refused_before_they_are_trained_on(source, tmp_path):
+    config = dataclasses.replace(CONFIG, frame_channels=3)
+    with pytest.raises(ValueError, match=r"frame_channels must be 1 or 3 and divide the image's 2, got 3"):
+        train(source, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_go_to_the_autoencoder():
