@@ -316,20 +316,20 @@ def test_brownian_actions_need_bounds(space):
         BrownianPolicy(space, seed=0)
 
 
+RUN = RunConfig(
+    env="fragile:Fragile-v0",
+    steps=12,
+    eval_episodes=1,
+    device="cpu",
+    pixels=PixelConfig(size=(32, 32), frame_stack=3, action_repeat=2),
+    agent=AgentConfig(autoencoder="rae_compact", latent_dim=4, net_arch=(8,), buffer_size=20),
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """An agent that has not learned, but sees three frames of 32×32."""
-    return train_run(
-        RunConfig(
-            env="fragile:Fragile-v0",
-            steps=12,
-            eval_episodes=1,
-            device="cpu",
-            pixels=PixelConfig(size=(32, 32), frame_stack=3, action_repeat=2),
-            agent=AgentConfig(autoencoder="rae_compact", latent_dim=4, net_arch=(8,), buffer_size=20),
-        ),
-        tmp_path_factory.mktemp("runs") / "run",
-    )
+    return train_run(RUN, tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_an_agent_collects_what_it_sees(run, tmp_path):
@@ -350,6 +350,23 @@ def test_an_agent_collects_what_it_sees(run, tmp_path):
         observation, *_ = env.step(action)
     plan = json.loads((tmp_path / "dots" / PLAN_FILE).read_text())
     assert plan["agent_steps"] == {str(run.folder): 12}
+
+
+def test_an_agent_explores_with_its_noise(tmp_path):
+    agent = dataclasses.replace(RUN.agent, action_noise=0.2)
+    run = train_run(dataclasses.replace(RUN, algo="td3_ae", agent=agent), tmp_path / "run")
+    player = open_player(dataclasses.replace(DOTS, action_repeat=2), str(run.folder))
+    observation, _ = player.env.reset(seed=0)
+    chosen, _ = load_agent(run.checkpoint, device="cpu", buffer_size=1).predict(observation, deterministic=True)
+
+    def explore(seed):
+        policy = player.start(seed)
+        return np.stack([policy.predict(observation, deterministic=False)[0] for _ in range(500)])
+
+    noise = explore(1) / 2.0 - chosen / 2.0  # actions are in [-2, 2]
+    assert noise.std() == pytest.approx(0.2, abs=0.02) and abs(noise.mean()) < 0.02
+    assert np.array_equal(explore(1), explore(1)) and not np.array_equal(explore(1), explore(2))
+    player.env.close()
 
 
 def test_a_checkpoints_folder_is_its_run(run):

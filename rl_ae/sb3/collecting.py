@@ -29,6 +29,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from rl_ae.envs import Frame, PixelConfig, shrink
@@ -263,10 +264,31 @@ def open_player(config: CollectConfig, policy: str) -> Player:
     return Player(env, functools.partial(_seeded, agent), functools.partial(_newest_frame, config, pixels))
 
 
+class _Exploring:
+    """An agent with the noise that it explores with, which TD3 has beside its policy.
+
+    Args:
+        agent: Whose ``action_noise`` is added to actions on [-1, 1], as in its training.
+    """
+
+    def __init__(self, agent: OffPolicyAlgorithm) -> None:
+        self._agent = agent
+
+    def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Actions, Any]:
+        action, state = self._agent.predict(observation, deterministic=deterministic)
+        assert self._agent.action_noise is not None
+        noise = np.atleast_2d(self._agent.action_noise())[0]  # a row for every environment, of several
+        policy = self._agent.policy
+        return policy.unscale_action(np.clip(policy.scale_action(action) + noise, -1.0, 1.0)), state
+
+
 def _seeded(agent: BaseAlgorithm, seed: int) -> Predictor:
-    """The agent, with all that it draws actions from set to a seed."""
+    """The agent as it explores, with all that it draws actions from set to a seed."""
     agent.set_random_seed(seed)
-    return agent
+    if not isinstance(agent, OffPolicyAlgorithm) or agent.action_noise is None:
+        return agent
+    agent.action_noise.reset()
+    return _Exploring(agent)
 
 
 def _newest_frame(config: CollectConfig, pixels: PixelConfig, observation: Frame) -> Frame:
