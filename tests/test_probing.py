@@ -15,14 +15,15 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.logger import configure
 
 from rl_ae import Autoencoder, ConvConfig, RAEConfig, VAEConfig, cli, create_autoencoder, create_learner
-from rl_ae.analysis.probes import split_episodes
+from rl_ae.analysis.probes import split_episodes, successors
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.pixels import to_unit
 from rl_ae.sb3 import SACAE, AutoencoderExtractor, ProbeCallback
 from rl_ae.sb3.evaluation import RandomPolicy
-from rl_ae.sb3.playing import HeldActions, play
+from rl_ae.sb3.playing import HeldActions, ProbeSet, play
 from rl_ae.sb3.probe_callback import agent_extractor
 from rl_ae.sb3.probing import (
+    NEXT_LATENT,
     ProbeSource,
     Score,
     _make_env,
@@ -148,6 +149,18 @@ def test_a_trained_latent_holds_the_state_and_its_controls_do_what_they_should(d
     assert means["latent", "no change"]["next latent"] < means["latent", "ridge"]["next latent"]
     colour = [row.r2 for row in scores if row.target == "colour"]
     assert len(colour) == 7 and np.isnan(colour).all()
+
+
+def test_the_next_latent_follows_from_this_one_and_what_is_done_then():
+    rng = np.random.default_rng(0)
+    episodes, actions, latents = np.repeat(np.arange(8), 30), rng.normal(size=(240, 2)), rng.normal(size=(240, 2))
+    for row in successors(episodes):
+        latents[row + 1] = 0.5 * latents[row] + actions[row]
+    noise = rng.normal(size=(240, 1))
+    data = ProbeSet(np.empty((240, 0)), actions, episodes, noise, names=("noise",), groups=("noise",))
+    found = score("", latents, data, split_episodes(episodes))
+    ahead = {row.probe: row.r2 for row in found if row.group == NEXT_LATENT}
+    assert ahead["ridge"] == pytest.approx(1.0, abs=1e-6) and ahead["MLP"] > 0.9 and ahead["no change"] < 0.2
 
 
 def test_the_ceiling_learns_from_the_states(data, trained):
