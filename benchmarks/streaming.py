@@ -3,17 +3,23 @@
     python -m benchmarks.streaming                     # generates 20 GB of frames, and deletes them again
     python -m benchmarks.streaming --data FOLDER       # a data set of Minari
 
-Throughput is measured in pairs, in one run: a window from disk, until the next one has been read
-as well, then as many updates on frames in memory. What has been read is taken out of the system's cache, so that it
-is read from the disk each time. Memory is the most that a process of its own ever held that pretrains on the whole
-data set and nothing else.
+Throughput is measured in pairs, each in a process of its own: a window from disk, until the next one has been read
+as well, then as many updates on frames in memory. What has been read of the generated frames is taken out of the
+system's cache, so that it is read from the disk each time. Memory is the most that a process of its own ever held that
+pretrains on the whole data set and nothing else. The record is written after every measurement.
 """
 
+import contextlib
+import multiprocessing
 import os
 import resource
+import signal
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,13 +87,19 @@ def peak_memory(data: Path, config: PretrainConfig) -> dict[str, float]:
     return {"data_gb": size / 1e9, "before_gb": before * 1024 / 1e9, "peak_gb": after * 1024 / 1e9}
 
 
-def compare_throughput(data: Path, config: PretrainConfig, pairs: int) -> dict[str, object]:
-    """Seconds of the same number of updates, from memory and from disk, and their ratio, pair by pair."""
+def measure_pair(data: Path, config: PretrainConfig, number: int) -> dict[str, float]:
+    """Seconds of the same number of updates, from disk and from memory.
+
+    Args:
+        data: See :func:`open_source`.
+        config: Autoencoder, batch and buffer.
+        number: Of the pair; each reads the data in another order.
+    """
     source = open_source(data)
     learner = create_learner(named_config(config.autoencoder).for_shape(source.observation_shape))
     buffer_bytes = int(config.buffer_mb * 1e6)
     episodes = range(len(source.episode_lengths))
-    disk = Batches(source, episodes, config.batch_size, buffer_bytes=buffer_bytes)
+    disk = Batches(source, episodes, config.batch_size, buffer_bytes=buffer_bytes, seed=number)
     held = [np.array(source.read(0, 0, source.episode_lengths[0])) for _ in range(4)]
     memory = Batches(ArrayFrames(held), range(len(held)), config.batch_size, buffer_bytes=2**62)
 
@@ -99,15 +111,27 @@ def compare_throughput(data: Path, config: PretrainConfig, pairs: int) -> dict[s
         return time.perf_counter() - started
 
     train(memory, 2), train(disk, 1)
-    seconds: dict[str, list[float]] = {"memory": [], "disk": []}
-    for _ in tqdm(range(pairs), "pairs", leave=False):
-        disk.skip_window()  # so that every measurement reads one, while it trains on the one before
-        updates = disk.batches_left()
-        seconds["disk"].append(train(disk, updates))
-        seconds["memory"].append(train(memory, updates))
-    ratios = [held / read for held, read in zip(seconds["memory"], seconds["disk"], strict=True)]
+    disk.skip_window()  # so that one is read while the one before it is trained on
+    updates = disk.batches_left()
+    measured = {"updates": updates, "disk": train(disk, updates), "memory": train(memory, updates)}
     disk.close(), memory.close()
-    return {"updates": updates, "seconds": seconds, "ratios": ratios, "ratio_quartiles": quartiles(ratios)}
+    return measured
+
+
+@contextlib.contextmanager
+def cleaned_up() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does, temporary folders and processes included."""
+
+    def end(number: int, frame: object) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(
@@ -118,6 +142,7 @@ def main(
     buffer_mb: float = 64.0,
     steps: int = 200,
     pairs: int = 5,
+    scratch: Path = Path(),
     out: Path = Path("benchmarks/results/streaming/summary.json"),
 ) -> None:
     """Measure memory and throughput.
@@ -130,6 +155,7 @@ def main(
         buffer_mb: Of the buffer.
         steps: Updates of the process whose memory is measured; enough for some windows.
         pairs: Measurements of the throughput.
+        scratch: Folder on a disk, where frames are generated and deleted again; the current one if omitted.
         out: Where the record is written.
     """
     config = PretrainConfig(
@@ -142,18 +168,23 @@ def main(
         validate_every=steps,
         validation_frames=batch_size,
     )
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    record: dict[str, Any] = {
+        "config": {"autoencoder": autoencoder, "batch_size": batch_size, "buffer_mb": buffer_mb, "steps": steps},
+        "commit": git_commit(),
+        "machine": describe_machine(),
+    }
+    with cleaned_up(), tempfile.TemporaryDirectory(dir=scratch) as folder:
         if data is None:
             data = Path(folder) / "frames"
             generate(data, gigabytes)
-        record = {
-            "config": {"autoencoder": autoencoder, "batch_size": batch_size, "buffer_mb": buffer_mb, "steps": steps},
-            "memory": in_new_process(peak_memory, data, config),
-            "throughput": in_new_process(compare_throughput, data, config, pairs),
-            "commit": git_commit(),
-            "machine": describe_machine(),
-        }
-    write_json(out, record)
+        record["memory"] = in_new_process(peak_memory, data, config)
+        write_json(out, record)
+        measured = []
+        for number in tqdm(range(pairs), "pairs", leave=False):
+            measured.append(in_new_process(measure_pair, data, config, number))
+            ratios = [pair["memory"] / pair["disk"] for pair in measured]
+            record["throughput"] = {"pairs": measured, "ratios": ratios, "ratio_quartiles": quartiles(ratios)}
+            write_json(out, record)
     low, median, high = record["throughput"]["ratio_quartiles"]
     memory = record["memory"]
     print(f"memory: {memory['peak_gb']:.2f} GB for {memory['data_gb']:.1f} GB of frames")

@@ -15,6 +15,7 @@ position in the data, and a run that was killed goes on as if it had not been.
 ``autoencoder/``       the best so far, for ``Autoencoder.from_pretrained``
 ``reconstructions.png``, ``traversals.png``   of the held-out episodes, at the end
 ``logs/``              TensorBoard events
+``.lock``              held by the process that trains
 =====================  ======================================================================================
 """
 
@@ -26,7 +27,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
@@ -44,11 +45,13 @@ from rl_ae.factory import create_autoencoder, create_learner, is_pretrained, res
 from rl_ae.files import write_atomically
 from rl_ae.latents import QuantizedLatent, StochasticLatent
 from rl_ae.learner import Evaluated, RepresentationLearner
+from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.losses import psnr
 from rl_ae.noise import PartOfNoise
-from rl_ae.pixels import to_unit
+from rl_ae.pixels import count_frame_channels, to_unit
 from rl_ae.precision import PRECISIONS
 from rl_ae.provenance import describe_machine, git_commit
+from rl_ae.stopping import StopSignals
 from rl_ae.streaming import ArrayFrames, Batches, FrameSource, describe, hold_out, random, spread
 
 __all__ = ["ArrayFrames", "FrameSource", "PretrainConfig", "Pretraining", "pretrain"]
@@ -248,10 +251,13 @@ def pretrain(
 
     Raises:
         ImportError: If Lightning is not installed.
-        ValueError: If the folder exists and ``resume`` is false, or it holds another run or one of other data; if the
-            data are too few; if the loss depends on the whole batch, which is to be divided.
+        ValueError: If the folder exists and ``resume`` is false, or it holds another run or one of other data; if
+            another process trains in it; if the data are too few, or no stacks of such frames; if the loss depends on
+            the whole batch, which is to be divided.
         FloatingPointError: If a term of the loss is not finite; names it. The checkpoint is of the step before.
+        KeyboardInterrupt: If one of the processes got SIGINT or SIGTERM: after the step, with everything stored.
     """
+    count_frame_channels(source.observation_shape[0], config.frame_channels)  # not when all is done
     resolved = config.resolve(source.observation_shape, autoencoder)
     if autoencoder is not None:
         config = dataclasses.replace(config, autoencoder=type(autoencoder).__name__)
@@ -260,15 +266,16 @@ def pretrain(
     fabric.launch()
     outside = generators.capture()
     try:
-        run = _Run(source, config, resolved, files, fabric, resume)
-        with contextlib.ExitStack() as stack:
-            writer = None
+        with _held(files.folder, fabric):
+            run = _Run(source, config, resolved, files, fabric, resume)
+            with contextlib.ExitStack() as stack:
+                writer = None
+                if fabric.is_global_zero:  # what was logged of the checkpoint's step itself stays
+                    writer = stack.enter_context(SummaryWriter(files.logs, purge_step=run.learner.step + 1))
+                run.train(writer, progress_bar and fabric.is_global_zero)
             if fabric.is_global_zero:
-                writer = stack.enter_context(SummaryWriter(files.logs, purge_step=run.learner.step))
-            run.train(writer, progress_bar and fabric.is_global_zero)
-        if fabric.is_global_zero:
-            run.draw()
-        fabric.barrier()
+                run.draw()
+            fabric.barrier()
     finally:
         generators.restore(outside)
     return files
@@ -288,6 +295,21 @@ def _fabric(config: PretrainConfig) -> Any:
         strategy="ddp" if several else "auto",
         precision="32-true",
     )
+
+
+@contextlib.contextmanager
+def _held(folder: Path, fabric: Any) -> Iterator[None]:
+    """The folder's lock, which one process holds for all; where it cannot, all refuse."""
+    with contextlib.ExitStack() as stack:
+        refusal = ""
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(locked(folder, "trains"))
+            except ValueError as error:
+                refusal = str(error)
+        if refusal := fabric.broadcast(refusal):
+            raise ValueError(refusal)
+        yield
 
 
 class _Losses(nn.Module):
@@ -384,12 +406,16 @@ class _Run:
         return self.learner.step >= self.config.steps or (patience is not None and self.stale >= patience)
 
     def train(self, writer: SummaryWriter | None, progress_bar: bool) -> None:
-        """Train to the last step."""
+        """Train to the last step, or until a signal comes."""
         config, learner = self.config, self.learner
         learner.autoencoder.train()
+        stopped = False
         try:
-            with tqdm(total=config.steps, initial=learner.step, disable=not progress_bar, unit="update") as bar:
-                while not self.finished:
+            with (
+                StopSignals() as signals,
+                tqdm(total=config.steps, initial=learner.step, disable=not progress_bar, unit="update") as bar,
+            ):
+                while not self.finished and not stopped:
                     self._pending.append(self._update())
                     if self._due(config.log_every):
                         self._add_row("train", _means(self._pending), writer)
@@ -400,17 +426,26 @@ class _Run:
                     bar.update()
                     if self._due(config.checkpoint_every):
                         self._save()
+                    stopped = self._any(signals.received)
         except FloatingPointError:
             self._save()
             raise
         finally:
             self.batches.close()
         self._save()
+        if stopped:
+            self.fabric.barrier()  # a process that ends takes those along that are not done
+            raise KeyboardInterrupt(f"stopped at step {learner.step:_} of {config.steps:_}, where --resume continues")
         if not self.validates:
             self._keep()
 
     def _due(self, every: int) -> bool:
         return self.learner.step % every == 0 or self.learner.step == self.config.steps
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        answers = torch.tensor(float(here), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(answers, reduce_op="sum") > 0.0)
 
     def _update(self) -> dict[str, float]:
         """Take one optimizer step; raises before it, and with the data at the same position, if a term is not finite.
@@ -585,7 +620,7 @@ def _is_finite(learner: RepresentationLearner) -> bool:
 
 def _earlier_sessions(files: Pretraining, description: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
     """What ``config.json`` says of earlier sessions, none for a new run; refuses what may not be continued."""
-    if not files.folder.exists() or not any(files.folder.iterdir()):
+    if not files.folder.exists() or {path.name for path in files.folder.iterdir()} <= {LOCK_FILE}:
         return []
     if not files.config.exists():
         raise ValueError(f"{files.folder} exists and is not a pretraining (no config.json): choose another folder")

@@ -39,7 +39,7 @@ class ArrayFrames:
 
     Raises:
         TypeError: If an array is not ``uint8``.
-        ValueError: If there is none, or their shapes differ.
+        ValueError: If there is none, one is empty, or their shapes differ.
     """
 
     def __init__(self, episodes: Sequence[Frames]) -> None:
@@ -51,6 +51,8 @@ class ArrayFrames:
             if episode.ndim != 4 or episode.shape[1:] != episodes[0].shape[1:]:
                 expected = ", ".join(map(str, episodes[0].shape[1:])) if episodes[0].ndim == 4 else "C, H, W"
                 raise ValueError(f"episode {number}: expected an array (T, {expected}), got {episode.shape}")
+            if len(episode) == 0:
+                raise ValueError(f"episode {number}: expected at least one observation, got none: leave it out")
         channels, height, width = episodes[0].shape[1:]
         self.observation_shape = (channels, height, width)
         self.episode_lengths = [len(episode) for episode in episodes]

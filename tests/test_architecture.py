@@ -20,6 +20,7 @@ ALSO_ALLOWED = {
     "rl_ae.factory": ("huggingface_hub.errors",),
     "rl_ae.learner": ("tqdm",),
     "rl_ae.pretraining": ("tqdm",),
+    "rl_ae.stopping": ("tqdm",),
 }
 #: module → what it may not import, beside the halves.
 FORBIDDEN = {

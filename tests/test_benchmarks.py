@@ -3,12 +3,28 @@
 import csv
 import itertools
 import json
+import os
+import signal
+import tempfile
+import threading
+import time
 
 import pytest
 import torch
 
-from benchmarks import auxiliary, codes, disentanglement, learning, reconstruction, replay, roofline, throughput
+from benchmarks import (
+    auxiliary,
+    codes,
+    disentanglement,
+    learning,
+    reconstruction,
+    replay,
+    roofline,
+    streaming,
+    throughput,
+)
 from benchmarks.fitting import Fit
+from benchmarks.records import in_new_process
 
 
 @pytest.fixture
@@ -283,3 +299,31 @@ def test_learning_reports_its_modes_and_runs_none_twice(monkeypatch, tmp_path, c
         other = ["--runs", str(tmp_path / "none"), "--results", str(tmp_path / "none")]
         monkeypatch.setattr("sys.argv", [*arguments, *other, "--report"])
         learning.main()
+
+
+def test_streaming_measures_memory_and_pairs_and_deletes_its_frames(monkeypatch, tmp_path, capsys):
+    written, write_json = [], streaming.write_json
+    monkeypatch.setattr(streaming, "write_json", lambda *file: (written.append(1), write_json(*file)))
+    monkeypatch.setattr(streaming, "in_new_process", lambda measure, *arguments: measure(*arguments))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    out = tmp_path / "summary.json"
+    streaming.main(gigabytes=0.03, batch_size=32, buffer_mb=1.0, steps=2, pairs=2, scratch=scratch, out=out)
+    record = json.loads(out.read_text())
+    assert len(written) == 3 and not list(scratch.iterdir())
+    assert record["memory"]["data_gb"] == pytest.approx(2 * 1000 * 3 * 64 * 64 / 1e9)
+    assert record["memory"]["peak_gb"] >= record["memory"]["before_gb"] > 0
+    pairs = record["throughput"]["pairs"]
+    assert [pair["updates"] for pair in pairs] == [2, 2]  # 64 of the 81 frames that a buffer holds, whole runs
+    assert record["throughput"]["ratios"] == [pair["memory"] / pair["disk"] for pair in pairs]
+    assert "of that from memory" in capsys.readouterr().out
+
+
+def test_a_streaming_that_is_ended_leaves_nothing_behind(tmp_path):
+    started = time.monotonic()
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended, streaming.cleaned_up(), tempfile.TemporaryDirectory(dir=tmp_path):
+        timer.start()
+        in_new_process(time.sleep, 600)
+    assert ended.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    assert time.monotonic() - started < 300

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import minari
 import numpy as np
 import psutil
@@ -165,19 +166,45 @@ def test_a_killed_command_goes_on(dots, tmp_path):
 
 
 def test_what_a_dead_process_had_begun_is_collected_again(dots, tmp_path):
-    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seed_of(3), deaths=2)
+    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seeds_of(3)[0], deaths=2)
     collect(config, tmp_path / "dots", workers=2)
     assert len(list(tmp_path.glob("death-*"))) == 2
     assert episodes(tmp_path / "dots") == episodes(dots)
 
 
 def test_an_episode_that_always_kills_is_named(dots, tmp_path):
-    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seed_of(2), deaths=collecting.MOST_DEATHS)
+    config = with_kwargs(DOTS, notes=str(tmp_path), doomed=DOTS.seeds_of(2)[0], deaths=collecting.MOST_DEATHS)
     with pytest.raises(ChildProcessError, match=r"collects episode 2 died 3 times \(signal 9; .* goes on"):
         collect(config, tmp_path / "dots")
     assert episodes(tmp_path / "dots") == {number: episodes(dots)[number] for number in (0, 1)}
     collect(config, tmp_path / "dots")
     assert episodes(tmp_path / "dots") == episodes(dots)
+
+
+def test_episodes_that_were_not_published_any_more_are(dots, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def die(*arguments):
+        raise KilledError
+
+    collect(dataclasses.replace(DOTS, episodes=2), tmp_path / "dots")
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "publish", die)
+        with pytest.raises(KilledError):
+            collect(DOTS, tmp_path / "dots")
+    assert len(episodes(tmp_path / "dots")) == 6 and len(minari.MinariDataset(tmp_path / "dots/data")) == 2
+    collect(DOTS, tmp_path / "dots")
+    assert len(minari.MinariDataset(tmp_path / "dots/data")) == 6
+
+
+def test_a_damaged_description_is_written_again(dots, tmp_path):
+    shutil.copytree(dots, tmp_path / "dots")
+    description = tmp_path / "dots/data/metadata.json"
+    whole = json.loads(description.read_text())
+    description.write_text(description.read_text()[:100])
+    collect(DOTS, tmp_path / "dots")
+    assert json.loads(description.read_text())["total_steps"] == whole["total_steps"]
 
 
 def test_a_damaged_episode_is_collected_again(dots, tmp_path):
@@ -250,6 +277,27 @@ def test_held_actions_are_held():
     assert [again.predict(None)[0] for _ in range(50)] == actions[:50].tolist()
 
 
+def test_how_long_an_action_is_held_does_not_depend_on_the_actions():
+    policy = HeldPolicy(spaces.Box(-1, 1, (1,)), seed=1)
+    actions = np.array([policy.predict(None)[0][0] for _ in range(5_000)])
+    starts = np.array([0, *np.flatnonzero(np.diff(actions)) + 1])
+    held, chosen = np.diff(starts), actions[starts]
+    shared = held[1::2]  # of one stream with the actions, each second duration has the bits of an action
+    assert len(shared) > 200 and abs(np.corrcoef(chosen[: len(shared)], shared)[0, 1]) < 0.25
+
+
+@pytest.mark.parametrize("policy", collecting.POLICIES.values(), ids=collecting.POLICIES)
+def test_the_first_action_does_not_depend_on_the_start(policy):
+    config = CollectConfig(env="Pendulum-v1")
+    env = gym.make(config.env)
+    firsts = []
+    for start, actions in map(config.seeds_of, range(200)):
+        env.reset(seed=start)
+        firsts.append((env.unwrapped.state[0], policy(env.action_space, actions).predict(None)[0][0]))
+    assert abs(np.corrcoef(np.transpose(firsts))[0, 1]) < 0.25
+    assert np.abs(np.mean(firsts, axis=0)).max() < 0.5 and np.std(firsts, axis=0).min() > 1.0
+
+
 def test_brownian_actions_walk_everywhere_in_small_steps():
     space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
     policy = BrownianPolicy(space, seed=0)
@@ -268,20 +316,20 @@ def test_brownian_actions_need_bounds(space):
         BrownianPolicy(space, seed=0)
 
 
+RUN = RunConfig(
+    env="fragile:Fragile-v0",
+    steps=12,
+    eval_episodes=1,
+    device="cpu",
+    pixels=PixelConfig(size=(32, 32), frame_stack=3, action_repeat=2),
+    agent=AgentConfig(autoencoder="rae_compact", latent_dim=4, net_arch=(8,), buffer_size=20),
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """An agent that has not learned, but sees three frames of 32×32."""
-    return train_run(
-        RunConfig(
-            env="fragile:Fragile-v0",
-            steps=12,
-            eval_episodes=1,
-            device="cpu",
-            pixels=PixelConfig(size=(32, 32), frame_stack=3, action_repeat=2),
-            agent=AgentConfig(autoencoder="rae_compact", latent_dim=4, net_arch=(8,), buffer_size=20),
-        ),
-        tmp_path_factory.mktemp("runs") / "run",
-    )
+    return train_run(RUN, tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_an_agent_collects_what_it_sees(run, tmp_path):
@@ -290,8 +338,9 @@ def test_an_agent_collects_what_it_sees(run, tmp_path):
     _, episode = minari.MinariDataset(tmp_path / "dots/data")
     agent = load_agent(run.checkpoint, device="cpu", buffer_size=1)
     env = run.read_config().make_env(training=False)
-    agent.set_random_seed(config.seed_of(1))
-    observation, _ = env.reset(seed=config.seed_of(1))
+    start, actions = config.seeds_of(1)
+    agent.set_random_seed(actions)
+    observation, _ = env.reset(seed=start)
     for step, stored in enumerate(episode.actions):
         pooled = observation[-3:].reshape(3, 16, 2, 16, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
         # Pillow averages rows, then columns, and rounds both times
@@ -301,6 +350,23 @@ def test_an_agent_collects_what_it_sees(run, tmp_path):
         observation, *_ = env.step(action)
     plan = json.loads((tmp_path / "dots" / PLAN_FILE).read_text())
     assert plan["agent_steps"] == {str(run.folder): 12}
+
+
+def test_an_agent_explores_with_its_noise(tmp_path):
+    agent = dataclasses.replace(RUN.agent, action_noise=0.2)
+    run = train_run(dataclasses.replace(RUN, algo="td3_ae", agent=agent), tmp_path / "run")
+    player = open_player(dataclasses.replace(DOTS, action_repeat=2), str(run.folder))
+    observation, _ = player.env.reset(seed=0)
+    chosen, _ = load_agent(run.checkpoint, device="cpu", buffer_size=1).predict(observation, deterministic=True)
+
+    def explore(seed):
+        policy = player.start(seed)
+        return np.stack([policy.predict(observation, deterministic=False)[0] for _ in range(500)])
+
+    noise = explore(1) / 2.0 - chosen / 2.0  # actions are in [-2, 2]
+    assert noise.std() == pytest.approx(0.2, abs=0.02) and abs(noise.mean()) < 0.02
+    assert np.array_equal(explore(1), explore(1)) and not np.array_equal(explore(1), explore(2))
+    player.env.close()
 
 
 def test_a_checkpoints_folder_is_its_run(run):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rl_ae import (
     CONFIGS,
     Autoencoder,
+    BetaBConfig,
     BTCVAEConfig,
     ConvConfig,
     FactorConfig,
@@ -33,6 +36,7 @@ from rl_ae import (
 )
 from rl_ae.autoencoders.diffusion import Diffusion
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.noise import PartOfNoise
 from rl_ae.pixels import dequantize, to_unit
 from rl_ae.pretraining import ArrayFrames, PretrainConfig, pretrain
@@ -123,7 +127,7 @@ def test_the_loss_falls_on_episodes_that_were_held_out(finished, episodes):
 def test_it_leaves_metrics_pictures_and_logs(finished):
     names = {path.name for path in finished.folder.iterdir()}
     pictures = {"reconstructions.png", "traversals.png"}
-    assert names == {"config.json", "checkpoint.pt", "metrics.csv", "autoencoder", "logs", *pictures}
+    assert names == {"config.json", "checkpoint.pt", "metrics.csv", "autoencoder", "logs", LOCK_FILE, *pictures}
     assert all((finished.folder / name).read_bytes()[1:4] == b"PNG" for name in pictures)
     logged = EventAccumulator(str(finished.logs)).Reload()
     last = logged.Scalars("validation/psnr")[-1]
@@ -216,12 +220,59 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(autoencoder, changes,
     assert equal(*map(dict, kept))
 
 
+def signal_at(step, number, monkeypatch):
+    update = pretraining._Run._update
+
+    def signalled(run):
+        if run.learner.step == step:
+            os.kill(os.getpid(), number)
+        return update(run)
+
+    monkeypatch.setattr(pretraining._Run, "_update", signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_keeps_its_last_step(number, source, tmp_path, monkeypatch):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        signal_at(12, number, patch)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped at step 13 of 24, where --resume continues"):
+            train(source, tmp_path / "run")
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    stopped = pretraining.Pretraining(tmp_path / "run")
+    assert state(stopped)["learner"]["step"] == 13  # no checkpoint is due there
+    assert stopped.read_metrics()[-1]["step"] == 10 and not (stopped.folder / "traversals.png").exists()
+    resumed = train(source, tmp_path / "run", resume=True)
+    assert equal(state(resumed), state(train(source, tmp_path / "straight")))
+
+
+def test_one_process_at_a_time_trains_in_a_folder(source, tmp_path):
+    config = dataclasses.replace(CONFIG, steps=2)
+    with locked(tmp_path / "run", "trains"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=r"another process trains in .*run: wait for it, or end it"):
+                train(source, tmp_path / "run", config, resume=resume)
+    assert not (tmp_path / "run").exists()
+    train(source, tmp_path / "run", config)
+
+
 def test_a_finished_run_goes_on_if_it_is_given_more_steps(source, tmp_path):
     short = dataclasses.replace(CONFIG, steps=10, validate_every=5)
     train(source, tmp_path / "run", short)
     longer = train(source, tmp_path / "run", dataclasses.replace(short, steps=20), resume=True)
     straight = train(source, tmp_path / "straight", dataclasses.replace(short, steps=20))
     assert equal(state(longer)["learner"], state(straight)["learner"])
+
+
+def test_a_step_is_logged_once_however_often_the_run_was_killed(source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(17, patch)
+        with pytest.raises(KilledError):
+            train(source, tmp_path / "run")
+    resumed = train(source, tmp_path / "run", resume=True)
+    logged = EventAccumulator(str(resumed.logs)).Reload()
+    assert [scalar.step for scalar in logged.Scalars("train/kl")] == [5, 10, 15, 20, 24]
+    assert [scalar.step for scalar in logged.Scalars("validation/kl")] == [8, 16, 24]
 
 
 def test_another_run_is_not_continued(source, episodes, tmp_path):
@@ -321,29 +372,56 @@ def test_a_part_draws_its_rows_of_the_whole_noise():
         PartOfNoise(4, 3, 6)
 
 
-#: Trains what this file trains, in as many processes as it is told.
+#: Trains what this file trains, in as many processes as it is told; the last ends itself at a step, if it is told one.
 SCRIPT = """
+import os
+import signal
 import sys
 import numpy as np
 from rl_ae import ConvConfig, VAEConfig
+from rl_ae import pretraining
 from rl_ae.pretraining import ArrayFrames, PretrainConfig, pretrain
 
+update = pretraining._Run._update
+
+
+def signalled(run):
+    if run.learner.step == int(sys.argv[4]) and run.fabric.global_rank == run.fabric.world_size - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(run)
+
+
+pretraining._Run._update = signalled
 episodes = np.load(sys.argv[1])
 conv = ConvConfig(filters=(8, 8), kernel_size=4, strides=(2, 2), padding=1)
 config = PretrainConfig(
     steps=6, batch_size=16, accumulate=2, validate_every=3, buffer_mb=0.064, accelerator="cpu", held_out=2.0,
-    checkpoint_every=1, shards=2, devices=int(sys.argv[3]),
+    checkpoint_every=6, shards=2, devices=int(sys.argv[3]),
 )
 autoencoder = VAEConfig(latent_dim=8, conv=conv, hidden=(32,), target_bits=5, likelihood="squared_error")
-pretrain(ArrayFrames(list(episodes)), config, sys.argv[2], autoencoder=autoencoder, progress_bar=False)
+pretrain(ArrayFrames(list(episodes)), config, sys.argv[2], autoencoder=autoencoder, progress_bar=False, resume=True)
 """
 
 
+def train_in_two(folder, episodes, name, signal_at=-1):
+    """The finished process, and what it printed."""
+    np.save(folder / "episodes.npy", np.stack(episodes))
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", "episodes.npy", name, "2", str(signal_at)]
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(episodes, tmp_path):
+    stopped = train_in_two(tmp_path, episodes, "run", signal_at=3)
+    assert stopped.returncode != 0 and stopped.stderr.count("stopped at step 4 of 6") >= 1, stopped.stderr
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["learner"]["step"] == 4
+    resumed = train_in_two(tmp_path, episodes, "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["learner"]["step"] == 6
+
+
 def test_two_processes_learn_what_one_does_with_the_doubled_batch(episodes, tmp_path):
-    np.save(tmp_path / "episodes.npy", np.stack(episodes))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py", "episodes.npy", "two", "2"]
-    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = train_in_two(tmp_path, episodes, "two")
     assert done.returncode == 0, done.stderr
     assert "Starting with 2 processes" in done.stderr
     config = PretrainConfig(
@@ -381,6 +459,7 @@ def create_weights():
 @pytest.mark.parametrize(
     ("autoencoder", "reason"),
     [
+        (BetaBConfig(conv=CONV), "BetaBConfig .* the capacity is compared with the batch's mean KL"),
         (BTCVAEConfig(conv=CONV), "BTCVAEConfig .* the aggregate posterior is estimated from the batch"),
         (FactorConfig(conv=CONV), "FactorConfig .* the discriminator learns from latents permuted over the batch"),
         (VQVAEConfig(conv=CONV), "VQVAEConfig .* the codebook follows the batch"),
@@ -475,6 +554,13 @@ def test_weights_that_are_not_finite_are_not_saved(source, tmp_path):
 def test_configs_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**changes)
+
+
+def test_frames_that_cannot_be_drawn_are_refused_before_they_are_trained_on(source, tmp_path):
+    config = dataclasses.replace(CONFIG, frame_channels=3)
+    with pytest.raises(ValueError, match=r"frame_channels must be 1 or 3 and divide the image's 2, got 3"):
+        train(source, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_go_to_the_autoencoder():

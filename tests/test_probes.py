@@ -125,6 +125,31 @@ def test_constant_targets_have_no_score(latents, split):
     )
 
 
+@pytest.mark.parametrize("read", [probe_ridge, probe_mlp])
+def test_held_out_rows_decide_nothing(read, latents, split):
+    targets = latents @ np.random.default_rng(2).normal(size=(6, 2))
+    expected = read(latents, targets, split).predictions
+    half = len(split.test) // 2
+    other_latents, other_targets = latents.copy(), targets.copy()
+    other_latents[split.test[:half]] *= 100.0
+    other_targets[split.test] = other_targets[split.test] ** 2
+    predictions = read(other_latents, other_targets, split).predictions
+    np.testing.assert_array_equal(predictions[half:], expected[half:])
+    assert not np.array_equal(predictions[:half], expected[:half])
+
+
+@pytest.mark.parametrize("part", ["fit", "validation", "test"])
+def test_a_target_without_a_score_disturbs_no_other(part, latents, split, rng):
+    targets = np.column_stack([latents[:, 0] * latents[:, 1], latents[:, 2] ** 2])
+    switch = 100.0 * rng.integers(2, size=(ROWS, 1))
+    switch[getattr(split, part)] = 0.0
+    alone, beside = (probe_mlp(latents, np.hstack(sides), split) for sides in ([targets], [targets, switch]))
+    np.testing.assert_array_equal(beside.scores, [*alone.scores, np.nan])
+    np.testing.assert_allclose(beside.predictions[:, 2], switch[split.fit].mean())
+    nothing = probe_mlp(latents, switch, split)
+    assert np.isnan(nothing.scores).all() and np.ptp(nothing.predictions) == 0
+
+
 @pytest.mark.parametrize("count", [3, 4, 12])
 def test_no_episode_is_on_two_sides(count):
     labels = np.random.default_rng(count).permutation(np.repeat(np.arange(count) - 3, 7))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.logger import configure
 
 from rl_ae import Autoencoder, ConvConfig, RAEConfig, VAEConfig, cli, create_autoencoder, create_learner
-from rl_ae.analysis.probes import split_episodes
+from rl_ae.analysis.probes import split_episodes, successors
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.pixels import to_unit
 from rl_ae.sb3 import SACAE, AutoencoderExtractor, ProbeCallback
 from rl_ae.sb3.evaluation import RandomPolicy
-from rl_ae.sb3.playing import HeldActions, play
+from rl_ae.sb3.playing import HeldActions, ProbeSet, play
 from rl_ae.sb3.probe_callback import agent_extractor
 from rl_ae.sb3.probing import (
+    NEXT_LATENT,
     ProbeSource,
     Score,
+    _make_env,
     encode,
     format_table,
     principal_components,
@@ -36,6 +39,7 @@ from rl_ae.sb3.probing import (
 )
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
 from rl_ae.sb3.runs import Run, train_run
+from rl_ae.sb3.show import Subject
 
 PIXELS = PixelConfig(size=(16, 16), grayscale=True, frame_stack=2)
 CONFIG = RAEConfig(conv=ConvConfig(filters=(8, 16), strides=(2, 2)), latent_dim=6)
@@ -106,6 +110,14 @@ def test_random_actions_are_held_and_an_agent_has_its_turns():
     assert np.diff(np.flatnonzero(np.diff(mixed == 2.0))).mean() > 2  # whole turns, several in a row
 
 
+def test_how_long_an_action_is_held_does_not_depend_on_the_actions():
+    policy = HeldActions(spaces.Box(-1, 1, (1,)), 0, hold=5)
+    actions = np.array([policy.predict(None)[0][0] for _ in range(2_000)])
+    starts = np.array([0, *np.flatnonzero(np.diff(actions)) + 1])
+    shared = np.diff(starts)[1::2]  # of one stream with the actions, each second duration has the bits of an action
+    assert len(shared) > 200 and abs(np.corrcoef(actions[starts][: len(shared)], shared)[0, 1]) < 0.25
+
+
 def test_discrete_actions_become_rows_of_a_one():
     env = make_pixel_env("CartPole-v1", PIXELS)
     played = play(env, RandomPolicy(env.action_space), 3, 4, progress_bar=False)
@@ -139,6 +151,18 @@ def test_a_trained_latent_holds_the_state_and_its_controls_do_what_they_should(d
     assert len(colour) == 7 and np.isnan(colour).all()
 
 
+def test_the_next_latent_follows_from_this_one_and_what_is_done_then():
+    rng = np.random.default_rng(0)
+    episodes, actions, latents = np.repeat(np.arange(8), 30), rng.normal(size=(240, 2)), rng.normal(size=(240, 2))
+    for row in successors(episodes):
+        latents[row + 1] = 0.5 * latents[row] + actions[row]
+    noise = rng.normal(size=(240, 1))
+    data = ProbeSet(np.empty((240, 0)), actions, episodes, noise, names=("noise",), groups=("noise",))
+    found = score("", latents, data, split_episodes(episodes))
+    ahead = {row.probe: row.r2 for row in found if row.group == NEXT_LATENT}
+    assert ahead["ridge"] == pytest.approx(1.0, abs=1e-6) and ahead["MLP"] > 0.9 and ahead["no change"] < 0.2
+
+
 def test_the_ceiling_learns_from_the_states(data, trained):
     split = split_episodes(data.episodes)
     before = torch.get_rng_state()
@@ -148,6 +172,32 @@ def test_the_ceiling_learns_from_the_states(data, trained):
     r2 = 1 - error[[0, 1, 3, 4]] / data.targets[split.test].var(axis=0)[[0, 1, 3, 4]]
     assert r2[:2].min() > 0.9 and r2[2:].min() > 0.1
     assert np.array_equal(predictions, train_ceiling(trained, data, split, updates=200, progress_bar=False))
+
+
+def test_held_out_rows_do_not_decide_the_ceiling(data, trained):
+    split = split_episodes(data.episodes)
+    targets = data.targets.copy()
+    targets[split.test] *= -3.0
+    alone, beside = (
+        train_ceiling(trained, each, split, updates=20, progress_bar=False)
+        for each in (data, data._replace(targets=targets))
+    )
+    np.testing.assert_array_equal(alone, beside)
+
+
+@pytest.mark.parametrize("part", ["fit", "validation", "test"])
+def test_a_target_without_a_score_does_not_disturb_the_ceiling(part, data, trained):
+    """A byte of Atari's memory, say, that counts to 255 in some of the episodes only."""
+    split = split_episodes(data.episodes)
+    counter = np.random.default_rng(0).integers(256, size=(len(data.episodes), 1)).astype(float)
+    counter[getattr(split, part)] = 7.0
+    with_counter = data._replace(targets=np.hstack([data.targets, counter]))
+    alone, beside = (
+        train_ceiling(trained, each, split, updates=20, progress_bar=False) for each in (data, with_counter)
+    )
+    np.testing.assert_array_equal(beside[:, :-1], alone)
+    np.testing.assert_allclose(beside[:, -1], counter[split.fit].mean())
+    assert np.ptp(alone[:, :2], axis=0).min() > 0 == np.ptp(alone[:, 2])  # the colour is constant
 
 
 def test_encoding_leaves_no_trace(data):
@@ -339,8 +389,34 @@ def test_a_run_is_probed_while_it_trains_and_afterwards(tmp_path):
     report = probe(run.folder, ProbeSource(), episodes=3, steps=5, ceiling_updates=0)
     assert report.folder == run.folder and (run.folder / "probe.png").exists()
     assert json.loads((run.folder / "probe.json").read_text())["env"] == "moving_dot:MovingDot-v0"
+    elsewhere = ProbeSource(env="CartPole-v1")  # where its actions mean nothing
+    assert probe(run.folder, elsewhere, episodes=3, steps=5, ceiling_updates=0, out=tmp_path / "out").scores
+    settings = json.loads((tmp_path / "out/probe.json").read_text())
+    assert settings["env"] == settings["source"]["env"] == "CartPole-v1" and settings["ceiling_updates"] == 0
     with pytest.raises(ValueError, match="probe_every must be ≥ 0, got -1"):
         dataclasses.replace(config, probe_every=-1)
+
+
+def test_a_runs_three_grey_frames_are_no_coloured_one():
+    pixels = dataclasses.replace(PIXELS, frame_stack=3)
+    config = RunConfig(env="moving_dot:MovingDot-v0", pixels=pixels)
+    subject = Subject(create_autoencoder(CONFIG, (3, 16, 16)), config)
+    env = _make_env(subject, ProbeSource(env="Pendulum-v1"), Path())  # whose rod is red
+    first, _ = env.reset(seed=0)
+    assert np.array_equal(first[0], first[1]) and np.array_equal(first[1], first[2]) and np.ptp(first) > 0
+    for _ in range(5):
+        stack = env.step(np.array([2.0], np.float32))[0]
+    assert not np.array_equal(stack[1], stack[2])
+    env.close()
+
+
+def test_a_killed_runs_curve_goes_on_in_step(tmp_path):
+    agent, path = make_agent(), tmp_path / "probe.csv"
+    agent.learn(15, callback=ProbeCallback(make_env(), 10, path, episodes=3, steps=5))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # without the row of an orderly end
+    resumed = ProbeCallback(make_env(), 10, path, episodes=3, steps=5)
+    agent.learn(10, callback=resumed, reset_num_timesteps=False)
+    assert [row["step"] for row in resumed.rows] == [0, 10, 20, 25]
 
 
 def test_scores_of_a_class_of_ones_own(data):

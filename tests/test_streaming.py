@@ -149,6 +149,8 @@ def test_arrays_are_checked():
         ArrayFrames([frames, frames[..., 1:]])
     with pytest.raises(ValueError, match=r"episode 0: expected an array \(T, C, H, W\), got \(3, 8, 8\)"):
         ArrayFrames([frames[:, 0]])
+    with pytest.raises(ValueError, match="episode 1: expected at least one observation, got none"):
+        ArrayFrames([frames, frames[:0]])
 
 
 def test_whole_episodes_are_held_out():

@@ -220,6 +220,9 @@ def probe_mlp(
 ) -> Probed:
     """Read all targets with one small network, the best on the validation's episodes that an epoch left.
 
+    The network is spared those without a score (:func:`varying`), which would only disturb it; their prediction is
+    their mean.
+
     Args:
         latents: (N, D).
         targets: (N, K).
@@ -239,8 +242,12 @@ def probe_mlp(
     require_scikit_learn()
     from sklearn.neural_network import MLPRegressor  # type: ignore[import-untyped]  # noqa: PLC0415  "report"
 
+    varies = varying(y, split)
+    predictions = np.broadcast_to(y[split.fit].mean(axis=0), (len(split.test), y.shape[1])).copy()
+    if not varies.any():
+        return _probed(y, predictions, split)
     inputs, _ = _standardized(x, split.fit)
-    wanted, (mean, deviation) = _standardized(y, split.fit)
+    wanted, (mean, deviation) = _standardized(y[:, varies], split.fit)
     rows = wanted[split.fit]
     model = MLPRegressor(hidden_layer_sizes=hidden, batch_size=min(64, len(rows)), random_state=seed)
     best, lowest, waited = np.empty(0), np.inf, 0
@@ -252,7 +259,8 @@ def probe_mlp(
             best, lowest, waited = _columns(model.predict(inputs[split.test])), error, 0
         elif waited == patience:
             break
-    return _probed(y, best * deviation + mean, split)
+    predictions[:, varies] = best * deviation + mean
+    return _probed(y, predictions, split)
 
 
 def group_means(scores: ArrayLike, groups: Sequence[str]) -> dict[str, float]:

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +18,7 @@ from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.auxiliary import AuxiliaryLossCallback
 from rl_ae.sb3.checkpoint import CheckpointWriter
 from rl_ae.sb3.evaluation import compare, spread_observations
+from rl_ae.stopping import StopSignals
 
 Row = dict[str, float]
 _COUNTS = ("step", "frames", "episodes")
@@ -211,37 +209,18 @@ class Heartbeat(BaseCallback):
 
 
 class StopOnSignal(BaseCallback):
-    """Turn SIGINT (Ctrl-C) and SIGTERM into an orderly end: training stops after the step, with everything stored.
+    """Ends training after the step in which a signal came.
 
-    A context manager, which puts the handlers back. The second signal interrupts at once.
-
-    Attributes:
-        signalled: Whether training was asked to stop.
+    Args:
+        signals: Who takes note of them.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
+    def __init__(self, signals: StopSignals) -> None:
         super().__init__()
-        self.signalled = False
-
-    def __enter__(self) -> Self:
-        in_main_thread = threading.current_thread() is threading.main_thread()  # others may not handle signals
-        self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS if in_main_thread}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt("stopped at once; --resume continues from the last checkpoint")
-        self.signalled = True
-        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+        self.signals = signals
 
     def _on_step(self) -> bool:
-        return not self.signalled
+        return not self.signals.received
 
 
 class TensorboardReconstructions(BaseCallback):

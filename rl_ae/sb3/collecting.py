@@ -29,16 +29,17 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from rl_ae.envs import Frame, PixelConfig, shrink
 from rl_ae.envs.suites import unknown
 from rl_ae.files import write_atomically
+from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.provenance import git_commit, versions
 from rl_ae.sb3.checkpoint import STATE_FILE, load_agent, read_state
 from rl_ae.sb3.datasets import DataSet, EpisodeFacts, EpisodeWriter, publish, read_facts
 from rl_ae.sb3.evaluation import Predictor, RandomPolicy
-from rl_ae.sb3.locking import LOCK_FILE, locked
 from rl_ae.sb3.run_config import RunConfig
 from rl_ae.sb3.runs import Run
 
@@ -117,9 +118,14 @@ class CollectConfig:
         """Who plays an episode."""
         return self.policy[episode % len(self.policy)]
 
-    def seed_of(self, episode: int) -> int:
-        """Of an episode's start and actions: 31 bits, which every environment takes."""
-        return int(np.random.SeedSequence([self.seed, episode]).generate_state(1)[0]) >> 1
+    def seeds_of(self, episode: int) -> tuple[int, int]:
+        """Of an episode's start and of its actions, 31 bits each, which every environment takes.
+
+        Two, because environments and policies draw from generators of the same kind: by one seed a pendulum's first
+        torque would be its first angle.
+        """
+        start, actions = np.random.SeedSequence([self.seed, episode]).generate_state(2)
+        return int(start) >> 1, int(actions) >> 1
 
 
 class Collection(NamedTuple):
@@ -155,7 +161,8 @@ class HeldPolicy:
 
     def __init__(self, action_space: spaces.Space[Any], seed: int) -> None:
         self._draws = RandomPolicy(action_space, seed)
-        self._generator = np.random.default_rng(seed)
+        # not the actions' own numbers again
+        self._generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self._left = 0
 
     def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, None]:
@@ -257,10 +264,31 @@ def open_player(config: CollectConfig, policy: str) -> Player:
     return Player(env, functools.partial(_seeded, agent), functools.partial(_newest_frame, config, pixels))
 
 
+class _Exploring:
+    """An agent with the noise that it explores with, which TD3 has beside its policy.
+
+    Args:
+        agent: Whose ``action_noise`` is added to actions on [-1, 1], as in its training.
+    """
+
+    def __init__(self, agent: OffPolicyAlgorithm) -> None:
+        self._agent = agent
+
+    def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Actions, Any]:
+        action, state = self._agent.predict(observation, deterministic=deterministic)
+        assert self._agent.action_noise is not None
+        noise = np.atleast_2d(self._agent.action_noise())[0]  # a row for every environment, of several
+        policy = self._agent.policy
+        return policy.unscale_action(np.clip(policy.scale_action(action) + noise, -1.0, 1.0)), state
+
+
 def _seeded(agent: BaseAlgorithm, seed: int) -> Predictor:
-    """The agent, with all that it draws actions from set to a seed."""
+    """The agent as it explores, with all that it draws actions from set to a seed."""
     agent.set_random_seed(seed)
-    return agent
+    if not isinstance(agent, OffPolicyAlgorithm) or agent.action_noise is None:
+        return agent
+    agent.action_noise.reset()
+    return _Exploring(agent)
 
 
 def _newest_frame(config: CollectConfig, pixels: PixelConfig, observation: Frame) -> Frame:
@@ -336,7 +364,8 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
             for episode in range(config.episodes)
             if (fact := read_facts(data_set.episode(episode))) is not None
         }
-        if len(facts) < config.episodes or not data_set.is_published:
+        # a process that was killed may have collected the last episode and not published it
+        if min(len(facts), data_set.published_episodes) < config.episodes:
             _collect_missing(config, data_set, workers, facts)
             publish(
                 data_set,
@@ -536,10 +565,10 @@ def _collect_episode(
     config: CollectConfig, data_set: DataSet, episode: int, player_of: Callable[[str], Player]
 ) -> EpisodeFacts:
     """Play an episode and write its file."""
-    policy, seed = config.policy_of(episode), config.seed_of(episode)
+    policy, (start_seed, action_seed) = config.policy_of(episode), config.seeds_of(episode)
     env, start, to_frame = player_of(policy)
-    actor = start(seed)
-    observation, _ = env.reset(seed=seed)
+    actor = start(action_seed)
+    observation, _ = env.reset(seed=start_seed)
     writer = EpisodeWriter(to_frame(observation))
     steps, done = 0, False
     while not done:
@@ -549,7 +578,7 @@ def _collect_episode(
         truncated = truncated or steps == config.max_steps
         writer.add(to_frame(observation), np.asarray(action), float(reward), terminated, truncated)
         done = terminated or truncated
-    writer.write(data_set.episode(episode), episode, seed, policy)
+    writer.write(data_set.episode(episode), episode, start_seed, policy)
     facts = read_facts(data_set.episode(episode))
     assert facts is not None
     return facts

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +82,14 @@ class DataSet(NamedTuple):
     def is_published(self) -> bool:
         """Whether Minari can load it."""
         return (self.data / _METADATA).exists()
+
+    @property
+    def published_episodes(self) -> int:
+        """How many episodes Minari loads: none of what is no data set, or has a damaged description."""
+        try:
+            return int(json.loads((self.data / _METADATA).read_text())["total_episodes"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 0
 
     def episode(self, index: int) -> Path:
         """The file of an episode that ``rl-ae collect`` wrote."""

@@ -160,7 +160,7 @@ def inspect_model(folder: Path, source: FrameSource, out: Path | None = None, se
     template = _load_template()
     subject = load_subject(folder)
     try:
-        frame_channels = subject.frame_channels(source)
+        frame_channels = subject.frame_channels(source.grayscale)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     scene = _see(subject, frame_channels, gather_footage(subject, source, seed))

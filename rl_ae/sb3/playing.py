@@ -57,7 +57,8 @@ class HeldActions:
         self, action_space: gym.Space[Any], seed: int = 0, hold: int = HOLD, agent: Predictor | None = None
     ) -> None:
         self.action_space, self.hold, self.agent = action_space, hold, agent
-        self._rng = np.random.default_rng(seed)
+        # not the actions' own numbers again, on which the durations would depend
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self._left, self._held = 0, None
         action_space.seed(seed)
 

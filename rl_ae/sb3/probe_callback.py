@@ -103,7 +103,7 @@ class ProbeCallback(BaseCallback):
             self.rows = self._earlier_rows()
         if not self.rows:
             self.add_row()
-        self._last = self.num_timesteps
+        self._last = int(self.rows[-1]["step"])  # which a run that was killed had left behind
 
     def _earlier_rows(self) -> list[dict[str, float]]:
         if self.path is None or not self.path.exists():

@@ -46,7 +46,7 @@ from rl_ae.diagnostics import evaluating
 from rl_ae.envs import PixelConfig
 from rl_ae.files import write_atomically
 from rl_ae.optimizers import Adam
-from rl_ae.pixels import count_frame_channels, to_unit
+from rl_ae.pixels import to_unit
 from rl_ae.provenance import git_commit, versions
 from rl_ae.sb3.evaluation import Observations
 from rl_ae.sb3.playing import EPISODES, STEPS, HeldActions, ProbeSet, play, progress
@@ -225,7 +225,8 @@ def train_ceiling(
     """What the trunk can read if it is trained for nothing else: predictions (T, K) of the held-out rows.
 
     The same trunk from new weights, and two linear layers. Of ten moments, evenly spread, it keeps the one that reads
-    the validation's episodes best; so few frames are soon learned by heart.
+    the validation's episodes best; so few frames are soon learned by heart. Of targets that are constant in a part of
+    the split, which no probe has a score of, it predicts the mean.
 
     Args:
         autoencoder: Whose trunk it is.
@@ -237,8 +238,12 @@ def train_ceiling(
     """
     images = torch.as_tensor(data.observations)
     mean, deviation = data.targets[split.fit].mean(axis=0), data.targets[split.fit].std(axis=0)
-    deviation[~varying(data.targets, split)] = 1.0
-    wanted = torch.as_tensor((data.targets - mean) / deviation, dtype=torch.float32)
+    predictions: Floats = np.tile(mean, (len(split.test), 1))
+    varies = varying(data.targets, split)
+    if not varies.any():
+        return predictions
+    standardized = (data.targets[:, varies] - mean[varies]) / deviation[varies]
+    wanted = torch.as_tensor(standardized, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = type(autoencoder)(config=autoencoder.config).encoder.trunk
@@ -260,7 +265,7 @@ def train_ceiling(
                 validation = F.mse_loss(read(split.validation), wanted[split.validation]).item()
                 if validation < lowest:
                     best, lowest = read(split.test), validation
-    predictions: Floats = best.double().numpy() * deviation + mean
+    predictions[:, varies] = best.double().numpy() * deviation[varies] + mean[varies]
     return predictions
 
 
@@ -348,8 +353,9 @@ def probe(
     if ceiling_updates < 0:
         raise ValueError(f"ceiling_updates must be ≥ 0, got {ceiling_updates}")
     subject = load_subject(folder)
+    agent = subject.agent if source.env is None else None  # its actions may mean nothing elsewhere
     with contextlib.closing(_make_env(subject, source, folder)) as env:
-        data = play(env, HeldActions(env.action_space, seed, agent=subject.agent), episodes, steps, seed)
+        data = play(env, HeldActions(env.action_space, seed, agent=agent), episodes, steps, seed)
     split = split_episodes(data.episodes, seed=seed)
     scores = list(_score_all(subject.autoencoder, data, split, ceiling_updates, seed))
     varies = varying(data.targets, split)
@@ -357,9 +363,11 @@ def probe(
     report = Report(scores, dropped, folder if out is None else out)
     settings = {
         "model": str(folder),
+        "source": dataclasses.asdict(source),
         "env": source.env if subject.config is None or source.env is not None else subject.config.env,
         "episodes": episodes,
         "steps": steps,
+        "ceiling_updates": ceiling_updates,
         "seed": seed,
         "rows": {name: len(rows) for name, rows in split._asdict().items()},
         "versions": versions(),
@@ -378,7 +386,7 @@ def _make_env(subject: Subject, source: ProbeSource, folder: Path) -> gym.Env[An
             raise ValueError(f"{folder} is a saved autoencoder, which has no environment: give it an env")
         return subject.config.make_env(training=False)
     channels, height, width = shape
-    frame_channels = count_frame_channels(channels, 1 if source.grayscale else None)
+    frame_channels = subject.frame_channels(source.grayscale)
     pixels = PixelConfig(
         size=(height, width),
         grayscale=frame_channels == 1,

@@ -34,6 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
 from rl_ae.files import write_atomically
+from rl_ae.locking import LOCK_FILE, locked
 from rl_ae.provenance import describe_machine, git_commit
 from rl_ae.sb3.agent import AutoencoderAgent
 from rl_ae.sb3.algorithms import ALGORITHMS
@@ -66,10 +67,10 @@ from rl_ae.sb3.evaluation import (
     spread_observations,
     start_seeds,
 )
-from rl_ae.sb3.locking import LOCK_FILE, locked
 from rl_ae.sb3.pictures import FRAMES_PER_SECOND, save_film, save_learning_curve, save_reconstructions, side_by_side
 from rl_ae.sb3.probe_callback import ProbeCallback
 from rl_ae.sb3.run_config import AgentConfig, RunConfig
+from rl_ae.stopping import StopSignals
 
 EVALUATION_EPISODES = 10
 #: Fields in which two sessions of a run may differ: they do not change what has been learned.
@@ -317,7 +318,7 @@ def _learn(run: Run, config: RunConfig, model: BaseAlgorithm, curve: LearningCur
         contextlib.closing(_session_logger(run.logs)) as logger,
         contextlib.closing(_make_env(config, 1, training=False)) as evaluation_env,
         contextlib.ExitStack() as opened,
-        StopOnSignal() as stop,
+        StopSignals() as stop,
     ):
         model.set_logger(logger)
         evaluation_env.seed(FIRST_START_SEED // 2)
@@ -328,7 +329,7 @@ def _learn(run: Run, config: RunConfig, model: BaseAlgorithm, curve: LearningCur
             eval_freq=max(min(config.eval_every, remaining) // config.n_envs, 1),
             verbose=0,
         )
-        watching: list[BaseCallback] = [stop, curve, Progress(curve, config.steps)]
+        watching: list[BaseCallback] = [StopOnSignal(stop), curve, Progress(curve, config.steps)]
         watching += [Heartbeat(run.progress, curve, config.steps), checkpoints, curve.evaluation]
         if isinstance(model, AutoencoderAgent):
             watching.append(TensorboardReconstructions(config.eval_every, config.pixels.frame_channels))
@@ -344,7 +345,7 @@ def _learn(run: Run, config: RunConfig, model: BaseAlgorithm, curve: LearningCur
         )
         curve.add_row()
     checkpoints.save()
-    if stop.signalled:
+    if stop.received:
         raise KeyboardInterrupt(f"stopped at step {model.num_timesteps:_}, where --resume continues")
 
 

@@ -110,8 +110,11 @@ class Subject(NamedTuple):
     config: RunConfig | None = None
     agent: Predictor | None = None
 
-    def frame_channels(self, source: FrameSource) -> int:
-        """Channels of one frame: the run's, or a saved autoencoder's as the source has it.
+    def frame_channels(self, grayscale: bool) -> int:
+        """Channels of one frame: the run's, or a saved autoencoder's.
+
+        Args:
+            grayscale: A saved autoencoder's channels are grey frames, though 3 divides their number.
 
         Raises:
             ValueError: If the autoencoder is of vectors.
@@ -121,7 +124,7 @@ class Subject(NamedTuple):
             raise ValueError(f"figures need an autoencoder of images, this one is of vectors {shape}")
         if self.config is not None:
             return self.config.pixels.frame_channels
-        return count_frame_channels(shape[0], 1 if source.grayscale else None)
+        return count_frame_channels(shape[0], 1 if grayscale else None)
 
 
 def load_subject(folder: Path) -> Subject:
@@ -171,7 +174,7 @@ def show(
     """
     subject = load_subject(folder)
     try:
-        frame_channels = subject.frame_channels(source)
+        frame_channels = subject.frame_channels(source.grayscale)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     gather = functools.partial(gather_footage, subject, source, seed)
@@ -276,7 +279,7 @@ def gather_footage(subject: Subject, source: FrameSource, seed: int, choose: Cho
         FileNotFoundError: If a file is missing.
         ValueError: If there is nowhere to take them from, or they are of the wrong shape or type.
     """
-    frame_channels = subject.frame_channels(source)
+    frame_channels = subject.frame_channels(source.grayscale)
     if source.frames:
         return _read_files(subject.autoencoder, source, frame_channels, choose)
     channels, height, width = subject.autoencoder.observation_shape
