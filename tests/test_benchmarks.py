@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,11 +21,13 @@ from benchmarks import (
     reconstruction,
     replay,
     roofline,
+    seeing,
     streaming,
     throughput,
 )
 from benchmarks.fitting import Fit
 from benchmarks.records import in_new_process
+from rl_ae.envs import PixelConfig, make_pixel_env
 
 
 @pytest.fixture
@@ -169,6 +172,45 @@ def test_the_auxiliary_loss_is_compared_with_none(run, monkeypatch):
 
     monkeypatch.setattr(auxiliary, "run", train)
     run(auxiliary, *flags)
+
+
+def test_an_agent_sees_the_state_what_is_in_the_picture_or_that_with_errors():
+    pixels = PixelConfig(size=(16, 16), frame_stack=1, action_repeat=seeing.REPEAT)
+    env = make_pixel_env(f"dmc:{seeing.TASK}", pixels)
+    env.reset(seed=0)
+    eyes = {name: seeing.Seeing(env, eyes, seed=0) for name, eyes in seeing.EYES.items()}
+    looks = [
+        {name: one.observation(frame)["state"] for name, one in eyes.items()}
+        for frame, *_ in (env.step(np.ones(1, np.float32)) for _ in range(60))
+    ]
+    env.close()
+    seen = {name: np.array([look[name] for look in looks]) for name in eyes}
+    inside = np.abs(seen["state"][:, 0]) < seeing.EDGE
+    assert 5 < inside.sum() < 55, "the cart leaves the picture"
+    np.testing.assert_allclose(np.hypot(seen["state"][:, 1], seen["state"][:, 2]), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(seen["visible"][inside], seen["state"][inside])
+    np.testing.assert_allclose(seen["visible"][~inside], [[seeing.EDGE, 0.0, 0.0, 0.0, 0.0]] * (~inside).sum())
+    np.testing.assert_array_equal(seen["blurred"][~inside], seen["visible"][~inside])
+    errors = (seen["blurred"] - seen["visible"])[inside] / seeing.ERRORS
+    assert np.all((np.abs(errors) > 0.0) & (np.abs(errors) < 5.0))
+
+
+def test_the_ruler_of_seeing_is_written_and_run_once(monkeypatch, tmp_path, capsys):
+    results = tmp_path / "results"
+    monkeypatch.setattr(seeing, "CURVE_EVERY", 130)
+    monkeypatch.setattr("sys.argv", ["seeing", "--eyes", "visible", "--frames", "1040", "--results", str(results)])
+    seeing.main()
+    [record] = json.loads((results / "summary.json").read_text())
+    [row] = read(results / record["curve"])
+    assert (row["step"], row["frames"]) == ("130", "1040")
+    assert 0.0 < float(row["return"]) == record["return"] < 1_000.0
+    assert record["edge"] == seeing.EDGE and record["blur"] == 0.0
+    assert (results / "curves.png").stat().st_size > 0
+    monkeypatch.setattr(seeing, "run", None)
+    seeing.main()
+    assert capsys.readouterr().out.count("after 1_040 frames") == 2
+    with pytest.raises(ValueError, match="unknown eyes \\['closed'\\], expected some of"):
+        seeing.Arguments(eyes=("closed",))
 
 
 def test_replay_measures_memory_and_time(monkeypatch, tmp_path, capsys):
