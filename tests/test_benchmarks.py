@@ -3,12 +3,14 @@
 import csv
 import itertools
 import json
+import sys
 
 import pytest
 import torch
 
 from benchmarks import auxiliary, codes, disentanglement, learning, reconstruction, replay, roofline, throughput
 from benchmarks.fitting import Fit
+from rl_ae import cli
 
 
 @pytest.fixture
@@ -257,6 +259,12 @@ def test_learning_reports_its_modes_and_runs_none_twice(monkeypatch, tmp_path, c
         "--autoencoder rae_compact --net-arch 8 --catch-up-updates 0 --log-every 4"
     )
     monkeypatch.setitem(learning.TASKS, "pendulum", learning.Task(flags, "a test", -1e9))
+
+    def run_here(command, check):
+        assert command[:3] == [sys.executable, "-m", "rl_ae.cli"] and check
+        cli.main([str(argument) for argument in command[3:]])
+
+    monkeypatch.setattr(learning.subprocess, "run", run_here)
     arguments = ["learning", "pendulum", "--seeds", "0", "--modes", "paper_fp32", "fused_fp32"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", [*arguments, *folders])
