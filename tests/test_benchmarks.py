@@ -191,6 +191,7 @@ def test_throughput_compares_updates_memory_and_whole_runs(monkeypatch, tmp_path
     monkeypatch.setattr(throughput, "EDGE", 36)
     monkeypatch.setattr(throughput, "BATCH_SIZE", 4)
     monkeypatch.setattr(throughput, "TRANSITIONS", 20)
+    monkeypatch.setattr(throughput, "HIDDEN", 32)
     some = (throughput.UNFUSED, "SACAE fused bf16", "TD3AE paper fp32", "SB3 SAC")
     monkeypatch.setattr(throughput, "SUBJECTS", {name: throughput.SUBJECTS[name] for name in some})
     monkeypatch.setattr(throughput, "GROWING", some[:2])
