@@ -216,7 +216,7 @@ def test_intervals_count_updates_across_calls(update):
 def test_sac_arguments_work(kwargs, tmp_path):
     agent = make_agent(**kwargs)
     before = parameters(agent)
-    agent.learn(60)
+    agent.learn(40)
     after = parameters(agent)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     weights = [name for name in after if name.endswith("weight")]

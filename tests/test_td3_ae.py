@@ -161,7 +161,7 @@ def test_the_actor_may_read_the_critics_latent():
 def test_td3_arguments_work(kwargs, tmp_path):
     agent = make_agent(**kwargs)
     before = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
-    agent.learn(60)
+    agent.learn(40)
     after = agent.policy.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert all(not torch.equal(before[name], after[name]) for name in after if name.endswith("weight"))
