@@ -1,5 +1,6 @@
 """The command line on real environments; in processes of its own where one is killed, stopped or followed."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -44,6 +45,17 @@ def run_process(*arguments, cwd):
     command = [sys.executable, "-m", "rl_ae.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    """A command in a process of its own, which does not outlive the block."""
+    command = [sys.executable, "-m", "rl_ae.cli", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -138,15 +150,13 @@ def test_a_lost_picture_is_drawn_again(finished):
 
 
 def test_a_killed_run_goes_on(tmp_path, run_cli):
-    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--run", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "run/checkpoint/state.json"
-    deadline = time.monotonic() + 120
-    while not (state.exists() and json.loads(state.read_text())["step"] >= 60):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 600  # of a machine that is busy with others' work
+    with started(*TRAIN, "--steps", 100_000, "--run", tmp_path / "run") as process:
+        while not (state.exists() and json.loads(state.read_text())["step"] >= 60):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
 
     killed_at = json.loads(state.read_text())["step"]
     before = [row for row in read_curve(tmp_path / "run/curve.csv") if row["step"] <= killed_at]
@@ -168,15 +178,14 @@ def test_a_killed_run_goes_on(tmp_path, run_cli):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_keeps_its_last_step(tmp_path, number, run_cli):
-    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--checkpoint-every", "100000"]
-    command += ["--run", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     curve = tmp_path / "run/curve.csv"
-    while not curve.exists() or read_curve(curve)[-1]["step"] < 40:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    arguments = ["--steps", 100_000, "--checkpoint-every", 100_000, "--run", tmp_path / "run"]
+    with started(*TRAIN, *arguments) as process:
+        while max((row["step"] for row in read_curve(curve)), default=0) < 40:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     step = json.loads((tmp_path / "run/checkpoint/state.json").read_text())["step"]
     assert process.returncode == 1 and f"stopped at step {step:_}, where --resume continues" in errors
     assert read_curve(curve)[-1]["step"] == step
