@@ -92,7 +92,7 @@ class Arguments:
         runs: Folder of the runs.
         report: Only write the results of the finished runs.
         results: Folder of the results.
-        samples: Images that all scores but FactorVAE's are computed on.
+        samples: Images that all scores are computed on; FactorVAE's, the variances that its votes are compared with.
         votes: Votes that train the classifier of FactorVAE's score, and as many that measure it.
         trees: Boosting rounds of DCI.
     """
@@ -268,6 +268,7 @@ def score(run: Run, arguments: Arguments) -> dict[str, Any]:
         sprites.factor_sizes,
         train_votes=arguments.votes,
         test_votes=arguments.votes,
+        variance_samples=arguments.samples,
         seed=EVALUATION_SEED,
     )
     return {

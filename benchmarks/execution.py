@@ -122,7 +122,8 @@ def one_after_another(resources: Resources) -> Iterator[Submit]:
 
     def submit(job: Job) -> "Future[float]":
         # a process each: one that is killed takes no other with it
-        return pool.submit(in_new_process, execute, job.config.to_dict(), str(job.folder), resources.cores)
+        arguments = (job.config.to_dict(), str(job.folder), resources.cores)
+        return pool.submit(in_new_process, execute, *arguments, imported=[__name__])
 
     try:
         yield submit

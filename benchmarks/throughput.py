@@ -43,6 +43,7 @@ from rl_ae.sb3.memory import keep_freed_memory
 RESULTS = Path(__file__).parent / "results" / "throughput"
 
 ACTIONS = 6
+HIDDEN = 1024
 N_STACK = 3
 #: Transitions in the replay buffers, as many as the largest batch at least: sampling is the same from more of them.
 TRANSITIONS = 600
@@ -125,7 +126,7 @@ Update = Callable[[], Any]
 def make_unfused(edge: int, batch_size: int) -> Update:
     """An update of the transcription."""
     torch.manual_seed(0)
-    paper = PaperSACAE(3 * N_STACK, edge, ACTIONS, filters=32, latent_dim=50, hidden=1024)
+    paper = PaperSACAE(3 * N_STACK, edge, ACTIONS, filters=32, latent_dim=50, hidden=HIDDEN)
     paper.make_optimizers()
     transitions, count = make_transitions(edge), iter(range(sys.maxsize))
 
@@ -166,7 +167,7 @@ def fill(agent: OffPolicyAlgorithm, edge: int) -> None:
 
 def make_agent(algorithm: type[OffPolicyAlgorithm], edge: int, batch_size: int, **kwargs: Any) -> Update:
     """An update of an agent as ``learn`` makes it."""
-    settings: dict[str, Any] = {"policy_kwargs": {"net_arch": [1024, 1024]}, "buffer_size": TRANSITIONS}
+    settings: dict[str, Any] = {"policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]}, "buffer_size": TRANSITIONS}
     if issubclass(algorithm, SACAE | TD3AE):
         settings |= {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": N_STACK}}
     agent = algorithm("CnnPolicy", Images(edge), seed=0, **{**settings, **kwargs})
@@ -301,7 +302,7 @@ def whole_run(algorithm: type[OffPolicyAlgorithm], steps: int, **kwargs: Any) ->
         PixelConfig(action_repeat=8),
         render_kwargs={"height": EDGE, "width": EDGE, "camera_id": 0},
     )
-    settings: dict[str, Any] = {"policy_kwargs": {"net_arch": [1024, 1024]}, "buffer_size": 1_000}
+    settings: dict[str, Any] = {"policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]}, "buffer_size": 1_000}
     if issubclass(algorithm, SACAE | TD3AE):
         settings |= {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": N_STACK}}
         settings["catch_up_updates"] = 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from benchmarks.records import in_new_process
 from rl_ae import precision
 
 torch.set_num_threads(1)
@@ -53,6 +54,13 @@ def step_critic(agent, batch):
 def step_representation(agent, batch):
     """The representation's step alone."""
     return agent._step_representation(batch, agent._encode(batch.observations))
+
+
+def in_clean_process(function, *arguments):
+    """Call a function of a test module in a process that has none of this one's state, only its imports."""
+    return in_new_process(
+        function, *arguments, imported=["benchmarks.execution", "rl_ae.sb3.collecting", "torch._dynamo"]
+    )
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, in_clean_process
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -689,13 +687,6 @@ FACTOR = FactorConfig(
 )
 #: Two encoders, and an adversary.
 SAVED = {"SAC": CONFIG, "DQN": FACTOR}
-CONTINUE = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_auxiliary import SAVED, continued
-torch.save({{name: continued({folder!r}, name) for name in SAVED}}, {folder!r} + "/result.pt")
-"""
 
 
 def replayed(agent, callback, updates):
@@ -707,6 +698,10 @@ def replayed(agent, callback, updates):
         agent.train(gradient_steps=1, batch_size=8)
         callback.on_rollout_start()
     return {"policy": agent.policy.state_dict(), "callback": callback.state_dict()}
+
+
+def save_continued(folder):
+    torch.save({name: continued(folder, name) for name in SAVED}, folder / "result.pt")
 
 
 def continued(folder, name):
@@ -730,8 +725,7 @@ def test_training_continues_bit_for_bit_in_a_new_process(tmp_path):
         straight[name] = replayed(agent, callback, 5)  # without a stop
         assert callback.step == 39
 
-    script = CONTINUE.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+    in_clean_process(save_continued, tmp_path)
     assert_same(torch.load(tmp_path / "result.pt", weights_only=True), straight)
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from benchmarks import (
 )
 from benchmarks.fitting import Fit
 from benchmarks.records import in_new_process
+from rl_ae import cli
 from rl_ae.envs import PixelConfig, make_pixel_env
 
 
@@ -247,6 +249,7 @@ def test_throughput_compares_updates_memory_and_whole_runs(monkeypatch, tmp_path
     monkeypatch.setattr(throughput, "EDGE", 36)
     monkeypatch.setattr(throughput, "BATCH_SIZE", 4)
     monkeypatch.setattr(throughput, "TRANSITIONS", 20)
+    monkeypatch.setattr(throughput, "HIDDEN", 32)
     some = (throughput.UNFUSED, "SACAE fused bf16", "TD3AE paper fp32", "SB3 SAC")
     monkeypatch.setattr(throughput, "SUBJECTS", {name: throughput.SUBJECTS[name] for name in some})
     monkeypatch.setattr(throughput, "GROWING", some[:2])
@@ -315,6 +318,12 @@ def test_learning_reports_its_modes_and_runs_none_twice(monkeypatch, tmp_path, c
         "--autoencoder rae_compact --net-arch 8 --catch-up-updates 0 --log-every 4"
     )
     monkeypatch.setitem(learning.TASKS, "pendulum", learning.Task(flags, "a test", -1e9))
+
+    def run_here(command, check):
+        assert command[:3] == [sys.executable, "-m", "rl_ae.cli"] and check
+        cli.main([str(argument) for argument in command[3:]])
+
+    monkeypatch.setattr(learning.subprocess, "run", run_here)
     arguments = ["learning", "pendulum", "--seeds", "0", "--modes", "paper_fp32", "fused_fp32"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", [*arguments, *folders])

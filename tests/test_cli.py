@@ -1,5 +1,6 @@
-"""The command line on real environments, in processes of its own."""
+"""The command line on real environments; in processes of its own where one is killed, stopped or followed."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv
+from conftest import DotEnv, in_clean_process
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,17 +41,40 @@ SMALL = (
 TRAIN = ["train", "--env", "Pendulum-v1", *SMALL]
 
 
-def run_cli(*arguments, cwd, check=True):
+def run_process(*arguments, cwd):
     command = [sys.executable, "-m", "rl_ae.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, check=check, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    """A command in a process of its own, which does not outlive the block."""
+    command = [sys.executable, "-m", "rl_ae.cli", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """What a command prints, in this process."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        cli.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    run_cli(*TRAIN, "--steps", 110, "--run", "run", "--seed", 3, cwd=folder)
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    in_clean_process(cli.main, [*TRAIN, "--steps", "110", "--run", str(folder), "--seed", "3"])
+    return folder
 
 
 def test_a_run_leaves_its_files(finished):
@@ -93,23 +117,21 @@ def test_tensorboard_has_scalars_and_reconstructions(finished):
     assert -2000 < events.Scalars("rollout/ep_rew_mean")[0].value < -50
 
 
-def test_a_finished_run_is_evaluated(finished):
-    result = run_cli("evaluate", finished, "--episodes", 2, cwd=finished)
-    assert "random policy" in result.stdout and "trained policy" in result.stdout and "dB PSNR" in result.stdout
+def test_a_finished_run_is_evaluated(finished, run_cli):
+    printed = run_process("evaluate", finished, "--episodes", 2, cwd=finished)
+    assert "random policy" in printed and "trained policy" in printed and "dB PSNR" in printed
     record = json.loads((finished / "evaluation.json").read_text())
     assert len(record["returns"]) == 2
     assert record["mean_return"] == pytest.approx(np.mean(record["returns"]))
     assert record["step"] == 110 and record["psnr"] > 0
     assert (finished / "evaluation.mp4").exists() and (finished / "evaluation.png").exists()
-    again = run_cli("evaluate", finished, "--episodes", 2, cwd=finished)
-    assert again.stdout == result.stdout
+    assert run_cli("evaluate", finished, "--episodes", 2) == printed
 
 
 def test_an_existing_run_is_not_overwritten(finished):
     before = (finished / "checkpoint/state.json").read_text()
-    result = run_cli(*TRAIN, "--steps", 110, "--run", finished, "--seed", 3, cwd=finished, check=False)
-    assert result.returncode != 0
-    assert "exists: continue it with --resume" in result.stderr
+    with pytest.raises(SystemExit, match="exists: continue it with --resume"):
+        cli.main([*TRAIN, "--steps", "110", "--run", str(finished), "--seed", "3"])
     assert (finished / "checkpoint/state.json").read_text() == before
 
 
@@ -127,23 +149,21 @@ def test_a_lost_picture_is_drawn_again(finished):
     assert [session["step"] for session in json.loads((finished / "config.json").read_text())["sessions"]] == [0]
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--run", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_run_goes_on(tmp_path, run_cli):
     state = tmp_path / "run/checkpoint/state.json"
-    deadline = time.monotonic() + 120
-    while not (state.exists() and json.loads(state.read_text())["step"] >= 60):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 600  # of a machine that is busy with others' work
+    with started(*TRAIN, "--steps", 100_000, "--run", tmp_path / "run") as process:
+        while not (state.exists() and json.loads(state.read_text())["step"] >= 60):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
 
     killed_at = json.loads(state.read_text())["step"]
     before = [row for row in read_curve(tmp_path / "run/curve.csv") if row["step"] <= killed_at]
     assert before and before[-1]["episodes"] >= 1
     total = killed_at + 60
-    result = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", total, cwd=tmp_path)
-    assert f"at step {killed_at:_} of {total:_}" in result.stdout
+    printed = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", total)
+    assert f"at step {killed_at:_} of {total:_}" in printed
     assert json.loads(state.read_text())["step"] == total
     rows = read_curve(tmp_path / "run/curve.csv")
     assert str(rows[: len(before)]) == str(before)  # as text: NaN is not equal to itself
@@ -152,43 +172,42 @@ def test_a_killed_run_goes_on(tmp_path):
         assert all(later[name] >= earlier[name] for earlier, later in itertools.pairwise(rows)), name
     assert len(list((tmp_path / "run/logs").glob("progress_*.csv"))) == 2
 
-    finished_again = run_cli("train", "--run", tmp_path / "run", "--resume", cwd=tmp_path)
-    assert "nothing to train" in finished_again.stdout and "next: rl-ae evaluate" in finished_again.stdout
+    printed = run_cli("train", "--run", tmp_path / "run", "--resume")
+    assert "nothing to train" in printed and "next: rl-ae evaluate" in printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_keeps_its_last_step(tmp_path, number):
-    command = [sys.executable, "-m", "rl_ae.cli", *TRAIN, "--steps", "100000", "--checkpoint-every", "100000"]
-    command += ["--run", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "run/logs").glob("progress_1.csv")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+def test_a_stopped_run_keeps_its_last_step(tmp_path, number, run_cli):
+    log = tmp_path / "run/logs/progress_1.csv"  # the curve is written with a checkpoint
+    arguments = ["--steps", 100_000, "--checkpoint-every", 100_000, "--run", tmp_path / "run"]
+    with started(*TRAIN, *arguments) as process:
+        while not log.exists() or len(log.read_text().splitlines()) < 3:  # two rows, at steps 20 and 40
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     step = json.loads((tmp_path / "run/checkpoint/state.json").read_text())["step"]
     assert process.returncode == 1 and f"stopped at step {step:_}, where --resume continues" in errors
     assert read_curve(tmp_path / "run/curve.csv")[-1]["step"] == step
-    result = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", step + 5, cwd=tmp_path)
-    assert f"at step {step:_} of" in result.stdout
+    printed = run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", step + 5)
+    assert f"at step {step:_} of" in printed
 
 
-def test_a_run_without_a_checkpoint_starts_again_with_other_settings(tmp_path):
+def test_a_run_without_a_checkpoint_starts_again_with_other_settings(tmp_path, run_cli):
     config = RunConfig(env="Pendulum-v1", steps=3)
     (tmp_path / "run").mkdir()
     content = {"config": config.to_dict(), "sessions": []}
     (tmp_path / "run/config.json").write_text(json.dumps(content))
-    result = run_cli(*TRAIN, "--steps", 25, "--run", "run", "--resume", cwd=tmp_path)
-    assert "has no checkpoint yet: starting from step 0" in result.stdout
+    printed = run_cli(*TRAIN, "--steps", 25, "--run", tmp_path / "run", "--resume")
+    assert "has no checkpoint yet: starting from step 0" in printed
     assert json.loads((tmp_path / "run/checkpoint/state.json").read_text())["step"] == 25
 
 
-def test_carracing_runs(tmp_path):
+def test_carracing_runs(tmp_path, run_cli):
     """Shorter than an episode, and still logged, evaluated and drawn."""
     lap = '{"max_episode_steps": 30}'
-    arguments = [*SMALL, "--env", "CarRacing-v3", "--env-kwargs", lap, "--steps", 28, "--run", "runs/car"]
-    run_cli("train", *arguments, "--eval-every", 1000, cwd=tmp_path)
+    arguments = [*SMALL, "--env", "CarRacing-v3", "--env-kwargs", lap, "--steps", 28, "--run", tmp_path / "runs/car"]
+    run_cli("train", *arguments, "--eval-every", 1000)
     run = tmp_path / "runs/car"
     state = json.loads((run / "checkpoint/state.json").read_text())
     assert state["step"] == 28 and state["replay"]["obs_shape"] == [3, 24, 24]
@@ -199,10 +218,11 @@ def test_carracing_runs(tmp_path):
     assert np.isfinite(float(last["eval/mean_reward"])) and np.isfinite(float(last["train/reconstruction"]))
 
 
-def test_resuming_needs_only_what_names_the_run(tmp_path):
-    run_cli(*TRAIN, "--steps", 25, cwd=tmp_path)
-    result = run_cli("train", "--env", "Pendulum-v1", "--resume", "--steps", 30, cwd=tmp_path)
-    assert "resuming runs/sac_ae_Pendulum-v1_0 at step 25 of 30" in result.stdout
+def test_resuming_needs_only_what_names_the_run(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_cli(*TRAIN, "--steps", 25)
+    printed = run_cli("train", "--env", "Pendulum-v1", "--resume", "--steps", 30)
+    assert "resuming runs/sac_ae_Pendulum-v1_0 at step 25 of 30" in printed
 
 
 @pytest.mark.parametrize(

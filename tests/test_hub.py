@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import in_clean_process
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +32,13 @@ def test_any_variant_comes_back(name, shape, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
+def restore(folder):
+    """Whether a saved autoencoder reconstructs as it did, and what its config says."""
+    pair = load_file(folder / "pair.safetensors")
+    restored = Autoencoder.from_pretrained(folder)
+    return torch.equal(restored.reconstruct(pair["x"]), pair["y"]), restored.config.gamma
+
+
 def test_it_comes_back_in_a_new_process(tmp_path):
     autoencoder = create_autoencoder("factor", SHAPE)
     autoencoder.save_pretrained(tmp_path)
@@ -41,17 +47,7 @@ def test_it_comes_back_in_a_new_process(tmp_path):
         {"x": observations, "y": autoencoder.reconstruct(observations).detach().contiguous()},
         tmp_path / "pair.safetensors",
     )
-    code = (
-        "import sys, torch\nfrom rl_ae import Autoencoder\nfrom safetensors.torch import load_file\n"
-        "pair = load_file(sys.argv[1] + '/pair.safetensors')\n"
-        "restored = Autoencoder.from_pretrained(sys.argv[1])\n"
-        "assert torch.equal(restored.reconstruct(pair['x']), pair['y'])\n"
-        "print(restored.config.gamma)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert (result.returncode, result.stdout) == (0, "6.4\n"), result.stderr
+    assert in_clean_process(restore, tmp_path) == (True, 6.4)
 
 
 def test_a_class_loads_its_own_kind_alone(tmp_path):

@@ -213,10 +213,10 @@ def test_the_table_says_where_runs_are(tmp_path):
     ]
 
 
-def test_from_the_command_line_a_stopped_grid_goes_on(tmp_path):
+def test_from_the_command_line_a_stopped_grid_goes_on(tmp_path, monkeypatch, capsys):
     flags = "--suite smoke --tasks Pendulum-v1 --steps 150 --set learning_starts=10 catch_up_updates=0 net_arch=[8]"
-    command = [sys.executable, "-m", "benchmarks.run", *flags.split(), "--runs", "runs", "--results", "results"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*flags.split(), "--runs", "runs", "--results", "results"]
+    command, environment = [sys.executable, "-m", "benchmarks.run", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
     waited = job(tmp_path)._replace(
         folder=tmp_path
         / "runs/smoke/Pendulum-v1/sac_ae_smoke+learning_starts=10+catch_up_updates=0+net_arch=[8]/seed_0"
@@ -228,16 +228,14 @@ def test_from_the_command_line_a_stopped_grid_goes_on(tmp_path):
     assert process.returncode == 1 and "stopped; the same command goes on" in errors
     stopped = json.loads((Run(waited.folder).checkpoint / "state.json").read_text())["step"]
     assert 0 < stopped < 150
-    again = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run(command, check=True, **again)
-    assert "next: python -m benchmarks.report results/smoke" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    benchmark.main(arguments)
+    assert "next: python -m benchmarks.report results/smoke" in capsys.readouterr().out
     kept = tmp_path / "results" / waited.folder.relative_to(tmp_path / "runs")
     sessions = json.loads((kept / "config.json").read_text())["sessions"]
     assert [session["step"] for session in sessions] == [0, stopped]
-    listed = subprocess.run(
-        [*command, "--dry"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert listed.stdout.startswith("done    smoke/Pendulum-v1/sac_ae_smoke+")
+    benchmark.main([*arguments, "--dry"])
+    assert capsys.readouterr().out.startswith("done    smoke/Pendulum-v1/sac_ae_smoke+")
 
 
 def wait_for_beat(waited, step=12, seconds=120.0):

@@ -1,15 +1,12 @@
 import copy
 import io
 import re
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv, step_critic, step_representation
+from conftest import DotEnv, in_clean_process, step_critic, step_representation
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -219,7 +216,7 @@ def test_intervals_count_updates_across_calls(update):
 def test_sac_arguments_work(kwargs, tmp_path):
     agent = make_agent(**kwargs)
     before = parameters(agent)
-    agent.learn(60)
+    agent.learn(40)
     after = parameters(agent)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     weights = [name for name in after if name.endswith("weight")]
@@ -455,17 +452,13 @@ def test_training_and_evaluation_modes():
 
 # ---------------------------------------------------------------------- saving
 
-CONTINUE = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from rl_ae.sb3 import SACAE
-agent = SACAE.load({path!r})
-agent.load_replay_buffer({buffer!r})
-agent.train(gradient_steps=5, batch_size=8)
-state = agent.get_parameters() | {{"log_ent_coef": agent.log_ent_coef.detach(), "n_updates": agent._n_updates}}
-torch.save(state, {out!r})
-"""
+
+def continue_updates(path, buffer, out):
+    agent = SACAE.load(path)
+    agent.load_replay_buffer(buffer)
+    agent.train(gradient_steps=5, batch_size=8)
+    state = agent.get_parameters() | {"log_ent_coef": agent.log_ent_coef.detach(), "n_updates": agent._n_updates}
+    torch.save(state, out)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"use_sde": True}, {"n_steps": 3, "precision": "auto"}], ids=str)
@@ -481,9 +474,7 @@ def test_updates_continue_bit_for_bit_in_a_new_process(tmp_path, kwargs):
 
     agent.train(gradient_steps=5, batch_size=8)
     agent.save(tmp_path / "half")
-    paths = {"path": str(tmp_path / "half"), "buffer": str(tmp_path / "buffer"), "out": str(tmp_path / "out.pt")}
-    script = CONTINUE.format(tests=str(Path(__file__).parent), **paths)
-    subprocess.run([sys.executable, "-c", script], check=True)
+    in_clean_process(continue_updates, tmp_path / "half", tmp_path / "buffer", tmp_path / "out.pt")
     resumed = torch.load(tmp_path / "out.pt", weights_only=True)
 
     expected = straight.get_parameters()

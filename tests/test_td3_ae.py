@@ -1,13 +1,9 @@
 """What TD3AE has of its own; what it shares with SACAE is tested there, in test_parity and in test_variants."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import DotEnv, step_critic, step_representation
+from conftest import DotEnv, in_clean_process, step_critic, step_representation
 from stable_baselines3 import TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
@@ -165,7 +161,7 @@ def test_the_actor_may_read_the_critics_latent():
 def test_td3_arguments_work(kwargs, tmp_path):
     agent = make_agent(**kwargs)
     before = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
-    agent.learn(60)
+    agent.learn(40)
     after = agent.policy.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert all(not torch.equal(before[name], after[name]) for name in after if name.endswith("weight"))
@@ -243,15 +239,12 @@ def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path):
 
 # ---------------------------------------------------------------------- saving
 
-CONTINUE = """
-import torch
-torch.set_num_threads(1)
-from rl_ae.sb3 import TD3AE
-agent = TD3AE.load({path!r})
-agent.load_replay_buffer({buffer!r})
-agent.train(gradient_steps=5, batch_size=8)
-torch.save(agent.get_parameters() | {{"n_updates": agent._n_updates}}, {out!r})
-"""
+
+def continue_updates(path, buffer, out):
+    agent = TD3AE.load(path)
+    agent.load_replay_buffer(buffer)
+    agent.train(gradient_steps=5, batch_size=8)
+    torch.save(agent.get_parameters() | {"n_updates": agent._n_updates}, out)
 
 
 def test_updates_continue_bit_for_bit_in_a_new_process(tmp_path):
@@ -265,9 +258,7 @@ def test_updates_continue_bit_for_bit_in_a_new_process(tmp_path):
 
     agent.train(gradient_steps=5, batch_size=8)
     agent.save(tmp_path / "half")
-    paths = {"path": str(tmp_path / "half"), "buffer": str(tmp_path / "buffer"), "out": str(tmp_path / "out.pt")}
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", CONTINUE.format(**paths)], check=True, cwd=root)
+    in_clean_process(continue_updates, tmp_path / "half", tmp_path / "buffer", tmp_path / "out.pt")
     resumed = torch.load(tmp_path / "out.pt", weights_only=True)
     assert set(resumed) == {"policy", "actor.optimizer", "critic.optimizer", "learner", "generators", "n_updates"}
     assert_same(resumed, straight.get_parameters() | {"n_updates": straight._n_updates})
