@@ -17,6 +17,7 @@ import torch
 from benchmarks import (
     auxiliary,
     codes,
+    coverage,
     disentanglement,
     learning,
     reconstruction,
@@ -30,6 +31,7 @@ from benchmarks.fitting import Fit
 from benchmarks.records import in_new_process
 from rl_ae import cli
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.sb3.collecting import CollectConfig, open_player
 
 
 @pytest.fixture
@@ -213,6 +215,28 @@ def test_the_ruler_of_seeing_is_written_and_run_once(monkeypatch, tmp_path, caps
     assert capsys.readouterr().out.count("after 1_040 frames") == 2
     with pytest.raises(ValueError, match="unknown eyes \\['closed'\\], expected some of"):
         seeing.Arguments(eyes=("closed",))
+
+
+def test_coverage_counts_the_frames_off_the_road(monkeypatch, tmp_path, capsys):
+    flags = ["--episodes", "1", "--steps", "6", "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["coverage", *flags])
+    coverage.main()
+    record = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["policy"], row["steps"]) for row in record["episodes"]] == [
+        ("random", 6),
+        ("held", 6),
+        ("brownian", 6),
+    ]
+    assert "| random | 1 |" in capsys.readouterr().out == (tmp_path / "table.md").read_text() + "\n"
+
+    env, *_ = open_player(CollectConfig(env=coverage.ENV, action_repeat=1), "random")
+    env.reset(seed=0)
+    seen = [coverage.is_off_road(env)]
+    for _ in range(150):  # full throttle to the left, from the middle of the road
+        env.step(np.array([-1.0, 1.0, 0.0], np.float32))
+        seen.append(coverage.is_off_road(env))
+    env.close()
+    assert not any(seen[5:15]) and any(seen[50:]), "the car drives off"
 
 
 def test_replay_measures_memory_and_time(monkeypatch, tmp_path, capsys):
