@@ -55,7 +55,7 @@ def drive(config: CollectConfig, episode: int) -> dict[str, Any]:
     env, start, _ = open_player(config, policy)
     actor = start(action_seed)
     observation, _ = env.reset(seed=start_seed)
-    off, total, done = [], 0.0, False
+    off, total, done = list[bool](), 0.0, False
     while not done and len(off) != config.max_steps:
         observation, reward, terminated, truncated, _ = env.step(actor.predict(observation, deterministic=False)[0])
         off.append(is_off_road(env))
