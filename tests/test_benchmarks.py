@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,7 +348,7 @@ def test_learning_reports_its_modes_and_runs_none_twice(monkeypatch, tmp_path, c
         assert command[:3] == [sys.executable, "-m", "rl_ae.cli"] and check
         cli.main([str(argument) for argument in command[3:]])
 
-    monkeypatch.setattr(learning.subprocess, "run", run_here)
+    monkeypatch.setattr(learning, "subprocess", SimpleNamespace(run=run_here))
     arguments = ["learning", "pendulum", "--seeds", "0", "--modes", "paper_fp32", "fused_fp32"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", [*arguments, *folders])
