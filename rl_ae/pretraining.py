@@ -79,6 +79,9 @@ class PretrainConfig:
         autoencoder: Name of the autoencoder, or the folder of a saved one to start from.
         latent_dim: Width of its latent.
         beta: Weight of the KL in its loss.
+        free_nats: KL of an observation that costs nothing: at a β ≫ 1, the rate.
+        input_centre: Brightness subtracted from its input; 1 for a white background.
+        output_centre: Brightness added to its output, where that ends without a sigmoid.
         learning_rate: Of encoder and decoder.
         steps: Optimizer steps.
         batch_size: Observations of a step, over all processes.
@@ -105,6 +108,9 @@ class PretrainConfig:
     autoencoder: str = "wm_vae"
     latent_dim: int | None = None
     beta: float | None = None
+    free_nats: float | None = None
+    input_centre: float | None = None
+    output_centre: float | None = None
     learning_rate: float | None = None
     steps: int = 50_000
     batch_size: int = 128
@@ -172,6 +178,9 @@ class PretrainConfig:
         changes = {
             "latent_dim": self.latent_dim,
             "beta": self.beta,
+            "free_nats": self.free_nats,
+            "input_centre": self.input_centre,
+            "output_centre": self.output_centre,
             "encoder_learning_rate": self.learning_rate,
             "decoder_learning_rate": self.learning_rate,
         }

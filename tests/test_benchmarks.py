@@ -1,6 +1,7 @@
 """The benchmark scripts at a size of seconds: what they write, and that a finished run is not run again."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from benchmarks import (
     learning,
     reconstruction,
     replay,
+    reuse,
     roofline,
     seeing,
     streaming,
@@ -33,6 +35,7 @@ from benchmarks.records import in_new_process
 from rl_ae import cli
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.sb3.collecting import CollectConfig, open_player
+from rl_ae.sb3.run_config import AgentConfig
 
 
 @pytest.fixture
@@ -216,6 +219,48 @@ def test_the_ruler_of_seeing_is_written_and_run_once(monkeypatch, tmp_path, caps
     assert capsys.readouterr().out.count("after 1_040 frames") == 2
     with pytest.raises(ValueError, match="unknown eyes \\['closed'\\], expected some of"):
         seeing.Arguments(eyes=("closed",))
+
+
+def test_frozen_eyes_are_compared_with_an_encoder_from_scratch(run, monkeypatch):
+    small = dataclasses.replace(
+        reuse.TASKS["pendulum"].scratch,
+        log_every=10,
+        eval_every=50,
+        eval_episodes=1,
+        agent=AgentConfig(autoencoder="rae_compact", net_arch=(16,), learning_starts=20, catch_up_updates=2),
+    )
+    task = reuse.TASKS["pendulum"]._replace(
+        scratch=dataclasses.replace(small, pixels=dataclasses.replace(small.pixels, size=(16, 16), action_repeat=20)),
+        collect="--env Pendulum-v1 --episodes 3 --max-steps 5 --policy random --size 16 16 --grayscale --workers 1",
+        pretrain="--autoencoder rae_compact --latent-dim 4 --batch-size 4 --steps 2",
+        goals=(-2_000.0, 0.0),
+    )
+    monkeypatch.setitem(reuse.TASKS, "pendulum", task)
+    flags = ("pendulum", "--seeds", "1", "--steps", "60")
+    results = run(reuse, *flags) / "pendulum"
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["eyes"].keys() == {"collecting", "pretraining", "held_out_psnr"}
+    assert [(record["agent"], record["seed"]) for record in summary["runs"]] == [("scratch", 1), ("frozen", 1)]
+    for record in summary["runs"]:
+        rows = read(results / record["curve"])
+        assert (record["steps"], record["frames"]) == (60, 1200) == tuple(int(rows[-1][c]) for c in ("step", "frames"))
+        assert -2_000.0 < record["return"] < 0.0 and -2_000.0 < record["evaluation"] < 0.0
+        ended = [row for row in rows if row["return"] != "nan"]
+        assert record["reached"]["0"] is None
+        at = {"step": int(ended[4]["step"]), "seconds": float(ended[4]["seconds"])} if len(ended) > 4 else None
+        assert record["reached"]["-2000"] == at
+    monkeypatch.setattr(reuse, "train_run", None)
+    monkeypatch.setattr(reuse, "SAC", None)
+    monkeypatch.setattr(reuse.cli, "main", None)
+    run(reuse, *flags)
+    assert json.loads((results / "summary.json").read_text())["runs"] == summary["runs"]
+
+    env = reuse.see_with(results.parents[1] / "runs/pendulum/eyes/autoencoder", task.scratch, training=True)
+    first, _ = env.reset(seed=0)
+    second, *_ = env.step(env.action_space.sample())
+    env.close()
+    assert first.shape == (12,) and not np.array_equal(first, second)
+    np.testing.assert_array_equal(second[:8], first[4:])  # the newest latent is the last
 
 
 def test_coverage_counts_the_frames_off_the_road(monkeypatch, tmp_path, capsys):

@@ -568,6 +568,9 @@ def test_numbers_go_to_the_autoencoder():
     resolved = config.resolve((3, 32, 32))
     assert (resolved.latent_dim, resolved.beta, resolved.encoder_learning_rate) == (5, 2.0, 1e-4)
     assert resolved.decoder_learning_rate == 1e-4
+    resolved = PretrainConfig(autoencoder="wm_vae", free_nats=8.0, input_centre=1.0).resolve((3, 64, 64))
+    assert (resolved.free_nats, resolved.input_centre) == (8.0, 1.0)
+    assert PretrainConfig(autoencoder="rae", output_centre=1.0).resolve((3, 32, 32)).output_centre == 1.0
     with pytest.raises(ValueError, match="the autoencoder 'rae' has no beta to set"):
         PretrainConfig(autoencoder="rae", beta=2.0).resolve((3, 32, 32))
 

@@ -1,0 +1,293 @@
+"""Do eyes that were trained first save steps, and seconds? Pretrained and frozen against from scratch.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.reuse pendulum --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.reuse cartpole-swingup --seeds 0 1 2
+
+``rl-ae collect`` plays at random, ``rl-ae pretrain`` learns an autoencoder of single frames from it, once for all
+seeds. Then two agents learn on the same environment: SAC-AE from scratch, its encoder learning with the policy; and
+Stable-Baselines3's SAC, which sees the frozen encoder's latents of the last three frames
+(:class:`~rl_ae.sb3.LatentObservation`). Everything stays in ``--runs``: a run from scratch that was killed goes on, and
+what is finished is not run again. Curves, table, summary and plot go to ``--results`` after every run.
+"""
+
+import dataclasses
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation
+from matplotlib.figure import Figure
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
+
+from benchmarks.learning import solved_at
+from benchmarks.presets import SAC_AE_FAST, apply
+from benchmarks.records import write_json, write_rows
+from benchmarks.suites import SUITES
+from rl_ae import cli
+from rl_ae.files import write_atomically
+from rl_ae.pretraining import Pretraining
+from rl_ae.provenance import describe_machine, git_commit
+from rl_ae.sb3 import LatentObservation
+from rl_ae.sb3.callbacks import LearningCurve, Progress, Row, read_curve
+from rl_ae.sb3.memory import keep_freed_memory
+from rl_ae.sb3.run_config import PENDULUM, RunConfig
+from rl_ae.sb3.runs import Run, train_run
+
+RESULTS = Path(__file__).parent / "results" / "reuse"
+SCRATCH, FROZEN = "scratch", "frozen"
+LABELS = {SCRATCH: "SAC-AE from scratch", FROZEN: "SAC on latents of a frozen encoder"}
+#: Frames whose latents the agent sees, as many as the one from scratch sees of the frames themselves.
+STACK = 3
+#: SAC-AE's rate, batch and discount in SAC; hidden layers of the width that Stable-Baselines3 gives it.
+SAC_ARGUMENTS = {"learning_rate": 1e-3, "batch_size": 128, "gamma": 0.99, "learning_starts": 1_000}
+EVALUATION_SEED = 10_000
+#: Steps between two points of a plotted curve.
+BIN = 500
+
+
+class Task(NamedTuple):
+    """What is learned.
+
+    Attributes:
+        scratch: The agent from scratch; the frozen one sees the same pixels, for as many steps.
+        collect: Flags of ``rl-ae collect``.
+        pretrain: Flags of ``rl-ae pretrain``.
+        goals: Returns whose steps and seconds are told.
+    """
+
+    scratch: RunConfig
+    collect: str
+    pretrain: str
+    goals: tuple[float, ...]
+
+
+TASKS = {
+    "pendulum": Task(
+        dataclasses.replace(PENDULUM, steps=4_000),
+        "--env Pendulum-v1 --episodes 60 --policy brownian held random --size 48 48 --grayscale "
+        "--crop 110 110 390 390 --action-repeat 2",
+        "--autoencoder rae_compact --input-centre 1 --output-centre 1 --batch-size 64 --steps 3000",
+        (-600.0, -400.0, -300.0),
+    ),
+    "cartpole-swingup": Task(
+        dataclasses.replace(apply(SAC_AE_FAST, SUITES["dmc100k"].config("cartpole-swingup"), {}, seed=0), steps=5_000),
+        "--env dmc:cartpole-swingup --episodes 60 --policy brownian held random --size 64 64 --action-repeat 8 "
+        "--max-steps 125",
+        "--autoencoder rae_compact --batch-size 64 --steps 6000",
+        (150.0, 200.0, 250.0),
+    ),
+}
+
+
+@dataclasses.dataclass
+class Arguments:
+    """What to run.
+
+    Attributes:
+        task: Of TASKS.
+        seeds: Training seeds.
+        agents: Which of the two.
+        steps: Agent steps of a run; the task's own if omitted.
+        runs: Folder of data, eyes and runs.
+        results: Folder of the results.
+    """
+
+    task: Annotated[Literal["pendulum", "cartpole-swingup"], tyro.conf.Positional]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    agents: tuple[Literal["scratch", "frozen"], ...] = (FROZEN, SCRATCH)
+    steps: int | None = None
+    runs: Path = Path("runs/reuse")
+    results: Path = RESULTS
+
+
+# ---------------------------------------------------------------------- what is run
+
+
+class Eyes(NamedTuple):
+    """Who has been pretrained.
+
+    Attributes:
+        autoencoder: Its folder.
+        costs: Seconds that data and training took, and what is known of it on held-out episodes.
+    """
+
+    autoencoder: Path
+    costs: dict[str, float]
+
+
+def train_eyes(task: Task, folder: Path) -> Eyes:
+    """Collect and pretrain, as far as that is not done yet."""
+    data, eyes, record = folder / "data", Pretraining(folder / "eyes"), folder / "eyes.json"
+    costs = json.loads(record.read_text()) if record.exists() else {}
+    commands = {
+        "collecting": f"collect {task.collect} --out {shlex.quote(str(data))}",
+        "pretraining": f"pretrain --data {shlex.quote(str(data))} {task.pretrain} --resume --out "
+        f"{shlex.quote(str(eyes.folder))}",
+    }
+    for name, command in commands.items():
+        if name not in costs:
+            started = time.monotonic()
+            cli.main(shlex.split(command))
+            costs[name] = round(time.monotonic() - started, 1)
+            write_json(record, costs)
+    last = eyes.read_metrics()[-1]
+    return Eyes(eyes.autoencoder, {**costs, "held_out_psnr": last["validation_psnr"]})
+
+
+def see_with(eyes: Path, config: RunConfig, training: bool) -> gym.Env[Any, Any]:
+    """The run's environment, seen through a frozen encoder: the latents of the last frames in a row."""
+    single = dataclasses.replace(config, pixels=dataclasses.replace(config.pixels, frame_stack=1))
+    latents = LatentObservation(single.make_env(training), eyes, device="cpu")
+    return FlattenObservation(FrameStackObservation(latents, STACK))
+
+
+def train_frozen(config: RunConfig, eyes: Path, curve: Path) -> list[Row]:
+    """SAC on latents; its curve, written when all is done."""
+    if not (rows := read_curve(curve)):
+        evaluations = EvalCallback(
+            Monitor(see_with(eyes, config, training=False)),
+            n_eval_episodes=config.eval_episodes,
+            eval_freq=config.eval_every,
+            verbose=0,
+            warn=False,
+        )
+        evaluations.eval_env.seed(EVALUATION_SEED)
+        learned = LearningCurve(curve, config.log_every, config.pixels.action_repeat)
+        learned.evaluation = evaluations
+        agent = SAC("MlpPolicy", see_with(eyes, config, training=True), seed=config.seed, device="cpu", **SAC_ARGUMENTS)
+        agent.learn(config.steps, callback=[evaluations, learned, Progress(learned, config.steps)])
+        learned.add_row()
+        learned.write()
+        rows = learned.rows
+    return rows
+
+
+def train_scratch(config: RunConfig, folder: Path) -> list[Row]:
+    """SAC-AE; its curve up to the run's last step, which an older run may have passed."""
+    run = Run(folder)
+    rows = read_curve(run.curve)
+    if not rows or rows[-1]["step"] < config.steps:
+        train_run(config, folder, resume=True)
+        rows = read_curve(run.curve)
+    return [row for row in rows if row["step"] <= config.steps]
+
+
+# ---------------------------------------------------------------------- the report
+
+
+def describe(agent: str, seed: int, rows: list[Row], goals: tuple[float, ...]) -> dict[str, Any]:
+    """What a run reached, and when."""
+    evaluations = [row["evaluation"] for row in rows if np.isfinite(row["evaluation"])]
+    return {
+        "agent": agent,
+        "seed": seed,
+        "steps": rows[-1]["step"],
+        "frames": rows[-1]["frames"],
+        "seconds": rows[-1]["seconds"],
+        "return": float(np.nanmean([row["return"] for row in rows])),
+        "evaluation": evaluations[-1] if evaluations else None,
+        "reached": {f"{goal:g}": reached(rows, goal) for goal in goals},
+    }
+
+
+def reached(rows: list[Row], goal: float) -> dict[str, float] | None:
+    """Step, and seconds of training until then, at which the last episodes return as much on average."""
+    step = solved_at(rows, goal)
+    return None if step is None else {row["step"]: {"step": step, "seconds": row["seconds"]} for row in rows}[step]
+
+
+def table(task: Task, records: list[dict[str, Any]], costs: dict[str, float]) -> str:
+    """A row a run, as Markdown."""
+    goals = [f"{goal:g}" for goal in task.goals]
+    lines = [
+        "| agent | seed | steps | training | " + " | ".join(f"{goal} reached at" for goal in goals) + " | evaluation |",
+        "|---|" + "---|" * (len(goals) + 4),
+    ]
+    for record in records:
+        times = [record["reached"].get(goal) for goal in goals]
+        cells = ["–" if at is None else f"step {at['step']:,}, {at['seconds']:.0f} s" for at in times]
+        evaluation = "–" if record["evaluation"] is None else f"{record['evaluation']:.0f}"
+        lines.append(
+            f"| {LABELS[record['agent']]} | {record['seed']} | {record['steps']:,} | {record['seconds']:.0f} s | "
+            f"{' | '.join(cells)} | {evaluation} |"
+        )
+    lines.append(
+        f"\nThe eyes, once for all seeds: {costs['collecting']:.0f} s of collecting and {costs['pretraining']:.0f} s "
+        f"of pretraining; {costs['held_out_psnr']:.1f} dB on episodes held out."
+    )
+    return "\n".join(lines)
+
+
+def binned(rows: list[Row]) -> list[tuple[float, float, float]]:
+    """Last step, its seconds, and mean return of every so many steps in which episodes ended."""
+    ended = [row for row in rows if np.isfinite(row["return"])]
+    found = []
+    for start in range(0, int(ended[-1]["step"]) + 1, BIN):
+        inside = [row for row in ended if start < row["step"] <= start + BIN]
+        if inside:
+            mean = float(np.mean([row["return"] for row in inside]))
+            found.append((inside[-1]["step"], inside[-1]["seconds"], mean))
+    return found
+
+
+def plot(task_name: str, records: list[dict[str, Any]], costs: dict[str, float], folder: Path) -> None:
+    """Returns over steps, and over seconds with those of the eyes."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_step, by_seconds = figure.subplots(1, 2, sharey=True)
+    for index, agent in enumerate(LABELS):
+        before = costs["collecting"] + costs["pretraining"] if agent == FROZEN else 0.0
+        label: str | None = LABELS[agent]
+        for record in (record for record in records if record["agent"] == agent):
+            steps, seconds, returns = np.array(binned(read_curve(folder / record["curve"]))).T
+            by_step.plot(steps, returns, color=f"C{index}", label=label)
+            by_seconds.plot(before + seconds, returns, color=f"C{index}")
+            label = None
+    by_step.set(title=task_name, xlabel="agent steps", ylabel=f"return of training episodes, means of {BIN} steps")
+    by_seconds.set(title="with the seconds of the eyes", xlabel="seconds")
+    by_step.legend()
+    for axes in (by_step, by_seconds):
+        axes.grid(alpha=0.3)
+    write_atomically(folder / "curves.png", lambda path: figure.savefig(path, dpi=120))
+
+
+def main() -> None:
+    """Run what is not finished, and write down what all runs reached."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    keep_freed_memory()
+    task, runs, results = TASKS[arguments.task], arguments.runs / arguments.task, arguments.results / arguments.task
+    config = dataclasses.replace(task.scratch, steps=arguments.steps or task.scratch.steps)
+    eyes = train_eyes(task, runs)
+    results.mkdir(parents=True, exist_ok=True)
+    summary = results / "summary.json"
+    known = json.loads(summary.read_text())["runs"] if summary.exists() else []
+    by_run = {(record["agent"], record["seed"]): record for record in known}
+    for agent in arguments.agents:
+        for seed in arguments.seeds:
+            seeded = dataclasses.replace(config, seed=seed)
+            if agent == FROZEN:
+                rows = train_frozen(seeded, eyes.autoencoder, runs / f"{agent}_{seed}.csv")
+            else:
+                rows = train_scratch(seeded, runs / f"{agent}_{seed}")
+            curve = f"{agent}_{seed}.csv"
+            write_rows(results / curve, rows, list(rows[0]))
+            record = describe(agent, seed, rows, task.goals)
+            by_run[agent, seed] = {**record, "curve": curve, "machine": describe_machine(), "commit": git_commit()}
+            records = sorted(by_run.values(), key=lambda record: (list(LABELS).index(record["agent"]), record["seed"]))
+            write_json(summary, {"eyes": eyes.costs, "runs": records})
+            text = table(task, records, eyes.costs)
+            write_atomically(results / "table.md", lambda path: path.write_text(text + "\n"))  # noqa: B023
+            plot(arguments.task, records, eyes.costs, results)
+    print(text)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
