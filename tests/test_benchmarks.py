@@ -22,6 +22,7 @@ from benchmarks import (
     coverage,
     disentanglement,
     learning,
+    rate,
     reconstruction,
     replay,
     reuse,
@@ -32,9 +33,12 @@ from benchmarks import (
 )
 from benchmarks.fitting import Fit
 from benchmarks.records import in_new_process
-from rl_ae import cli
+from rl_ae import Autoencoder, cli
 from rl_ae.envs import PixelConfig, make_pixel_env
+from rl_ae.losses import psnr
+from rl_ae.pixels import to_unit
 from rl_ae.sb3.collecting import CollectConfig, open_player
+from rl_ae.sb3.datasets import MinariFrames
 from rl_ae.sb3.run_config import AgentConfig
 
 
@@ -261,6 +265,35 @@ def test_frozen_eyes_are_compared_with_an_encoder_from_scratch(run, monkeypatch)
     env.close()
     assert first.shape == (12,) and not np.array_equal(first, second)
     np.testing.assert_array_equal(second[:8], first[4:])  # the newest latent is the last
+
+
+def test_rate_and_distortion_are_of_episodes_never_trained_on(run, monkeypatch, tmp_path):
+    data = tmp_path / "data"
+    episodes = str(2 * rate.TEST_EVERY)
+    flags = ("--max-steps", "3", "--policy", "random", "--size", "64", "64", "--workers", "1")
+    cli.main(["collect", "--env", "Pendulum-v1", "--episodes", episodes, *flags, "--out", str(data)])
+    training, test = rate.load(data, "56x64")
+    assert (len(training), len(test)) == (14, 2)
+    stored = MinariFrames(data, size=(56, 64))
+    np.testing.assert_array_equal(test[1], stored.read(15, 0, stored.episode_lengths[15]))
+    np.testing.assert_array_equal(rate.spread(test, 2).numpy(), np.stack([test[0][0], test[1][-1]]))
+
+    flags = ("--data", str(data), "--sizes", "56x64", "--nats", "2", "--steps", "2", "--batch-size", "4")
+    monkeypatch.setattr(rate, "COMPONENTS_FROM", 40)
+    results = run(rate, *flags)
+    [record] = json.loads((results / "summary.json").read_text())
+    assert (record["size"], record["free_nats"], record["training_frames"]) == ("56x64", 2.0, 56)
+    autoencoder = Autoencoder.from_pretrained(tmp_path / "runs/56x64_2/autoencoder")
+    images = to_unit(torch.as_tensor(np.concatenate(test)))
+    with torch.no_grad():
+        latent = autoencoder.encode(images)
+        assert record["nats"] == pytest.approx(latent.kl().sum(dim=1).mean().item(), rel=1e-4)
+        assert record["psnr"] == pytest.approx(psnr((autoencoder.decode(latent.mode) - images).square().mean()).item())
+    assert {path.name for path in results.iterdir()} == {"summary.json", "table.md", "curve.png", "frames_56x64_2.png"}
+    monkeypatch.setattr(rate, "pretrain", None)
+    run(rate, *flags)
+    with pytest.raises(ValueError, match="expected sizes like 64x64, got '64'"):
+        rate.load(data, "64")
 
 
 def test_coverage_counts_the_frames_off_the_road(monkeypatch, tmp_path, capsys):
