@@ -25,7 +25,6 @@ from gymnasium.wrappers import FlattenObservation, FrameStackObservation
 from matplotlib.figure import Figure
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.monitor import Monitor
 
 from benchmarks.learning import solved_at
 from benchmarks.presets import SAC_AE_FAST, apply
@@ -46,8 +45,15 @@ SCRATCH, FROZEN = "scratch", "frozen"
 LABELS = {SCRATCH: "SAC-AE from scratch", FROZEN: "SAC on latents of a frozen encoder"}
 #: Frames whose latents the agent sees, as many as the one from scratch sees of the frames themselves.
 STACK = 3
-#: SAC-AE's rate, batch and discount in SAC; hidden layers of the width that Stable-Baselines3 gives it.
-SAC_ARGUMENTS = {"learning_rate": 1e-3, "batch_size": 128, "gamma": 0.99, "learning_starts": 1_000}
+#: SAC-AE's step size, batch, discount, first temperature and τ in SAC; its networks are Stable-Baselines3's, 256 wide.
+SAC_ARGUMENTS = {
+    "learning_rate": 1e-3,
+    "batch_size": 128,
+    "gamma": 0.99,
+    "ent_coef": "auto_0.1",
+    "tau": 0.01,
+    "learning_starts": 1_000,
+}
 EVALUATION_SEED = 10_000
 #: Steps between two points of a plotted curve.
 BIN = 500
@@ -153,7 +159,7 @@ def train_frozen(config: RunConfig, eyes: Path, curve: Path) -> list[Row]:
     """SAC on latents; its curve, written when all is done."""
     if not (rows := read_curve(curve)):
         evaluations = EvalCallback(
-            Monitor(see_with(eyes, config, training=False)),
+            see_with(eyes, config, training=False),
             n_eval_episodes=config.eval_episodes,
             eval_freq=config.eval_every,
             verbose=0,
