@@ -245,9 +245,10 @@ def test_frozen_eyes_are_compared_with_an_encoder_from_scratch(run, monkeypatch)
     summary = json.loads((results / "summary.json").read_text())
     assert summary["eyes"].keys() == {"collecting", "pretraining", "held_out_psnr"}
     assert [(record["agent"], record["seed"]) for record in summary["runs"]] == [("scratch", 1), ("frozen", 1)]
-    for record in summary["runs"]:
+    for record, steps in zip(summary["runs"], (60, 120), strict=True):
         rows = read(results / record["curve"])
-        assert (record["steps"], record["frames"]) == (60, 1200) == tuple(int(rows[-1][c]) for c in ("step", "frames"))
+        assert record["steps"] == steps and record["frames"] == 20 * steps
+        assert (rows[-1]["step"], rows[-1]["frames"]) == (str(steps), str(20 * steps))
         assert -2_000.0 < record["return"] < 0.0 and -2_000.0 < record["evaluation"] < 0.0
         ended = [row for row in rows if row["return"] != "nan"]
         assert record["reached"]["0"] is None

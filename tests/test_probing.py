@@ -211,6 +211,24 @@ def test_encoding_leaves_no_trace(data):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_latents_in_a_row_are_of_frames_one_later_each():
+    autoencoder = create_autoencoder(CONFIG, (2, 16, 16))
+    frames = np.random.default_rng(0).integers(256, size=(5, 4, 16, 16), dtype=np.uint8)  # two for each of two stacks
+    windows = [encode(autoencoder, frames[:, start : start + 2]) for start in (0, 1, 2)]
+    np.testing.assert_allclose(encode(autoencoder, frames, latents=3), np.concatenate(windows, axis=1), atol=1e-6)
+
+
+def test_a_probe_of_latents_in_a_row_plays_as_many_frames(tmp_path):
+    create_autoencoder(CONFIG, (1, 16, 16)).save_pretrained(tmp_path / "eyes")
+    source = ProbeSource(env="moving_dot:MovingDot-v0", grayscale=True, latents=2)
+    report = probe(tmp_path / "eyes", source, episodes=4, steps=8, ceiling_updates=1)
+    names = ["2 latents", "random encoder", "PCA-12", "raw pixels", "supervised ceiling"]
+    assert list(dict.fromkeys(row.representation for row in report.scores)) == names
+    assert json.loads((tmp_path / "eyes" / "probe.json").read_text())["source"]["latents"] == 2
+    with pytest.raises(ValueError, match="latents must be ≥ 1, got 0"):
+        ProbeSource(latents=0)
+
+
 def test_an_untrained_twin_is_new_and_draws_from_no_global_generator(trained):
     before = torch.get_rng_state()
     first, again, other = untrained(trained, 1), untrained(trained, 1), untrained(trained, 2)

@@ -79,9 +79,11 @@ class ProbeSource:
         grayscale: The channels of a saved autoencoder are grey frames, though 3 divides their number.
         crop: Left, upper, right and lower edge of what is cut out of the environment's frames.
         action_repeat: Environment frames a step.
+        latents: So many in a row, side by side, are what is probed: as an agent sees them before which
+            FrameStackObservation stacks what LatentObservation returns.
 
     Raises:
-        ValueError: If there is no environment but something about one.
+        ValueError: If there is no environment but something about one, or no latent.
     """
 
     env: str | None = None
@@ -89,8 +91,11 @@ class ProbeSource:
     grayscale: bool = False
     crop: tuple[int, int, int, int] | None = None
     action_repeat: int = 1
+    latents: int = 1
 
     def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ValueError(f"latents must be ≥ 1, got {self.latents}")
         given = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
         if given and self.env is None:
             raise ValueError(f"{', '.join(sorted(given))} would have no effect without an env")
@@ -117,13 +122,24 @@ class Score(NamedTuple):
 # ---------------------------------------------------------------------- what is read
 
 
-def encode(autoencoder: Autoencoder, observations: Observations) -> Floats:
-    """The latents' modes, (N, D), of observations (N, C, H, W) as an environment returns them."""
+def encode(autoencoder: Autoencoder, observations: Observations, latents: int = 1) -> Floats:
+    """The latents' modes, (N, D), of observations (N, C, H, W) as an environment returns them.
+
+    Args:
+        autoencoder: Which.
+        observations: The newest frame last; of more frames than the autoencoder's if there are more latents.
+        latents: So many in a row, (N, latents · D), the newest last.
+    """
+    channels = autoencoder.observation_shape[0]
+    starts = [0] if latents == 1 else np.linspace(0, observations.shape[1] - channels, latents).astype(int).tolist()
     with evaluating(autoencoder) as device:
         batches = torch.as_tensor(observations).split(BATCH_SIZE)
-        modes = [autoencoder.encode(to_unit(batch.to(device))).mode.cpu() for batch in batches]
-    latents: Floats = torch.cat(modes).double().numpy()
-    return latents
+        rows = [
+            torch.cat([autoencoder.encode(images[:, start : start + channels]).mode for start in starts], dim=1).cpu()
+            for images in (to_unit(batch.to(device)) for batch in batches)
+        ]
+    modes: Floats = torch.cat(rows).double().numpy()
+    return modes
 
 
 def score(
@@ -246,7 +262,8 @@ def train_ceiling(
     wanted = torch.as_tensor(standardized, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = type(autoencoder)(config=autoencoder.config).encoder.trunk
+        config = dataclasses.replace(autoencoder.config, observation_shape=tuple(images.shape[1:]))
+        trunk = type(autoencoder)(config=config).encoder.trunk
         with torch.no_grad():
             width = trunk(to_unit(images[:1])).flatten(1).shape[1]
         layers = nn.Linear(width, CEILING_HIDDEN), nn.ReLU(), nn.Linear(CEILING_HIDDEN, wanted.shape[1])
@@ -357,7 +374,7 @@ def probe(
     with contextlib.closing(_make_env(subject, source, folder)) as env:
         data = play(env, HeldActions(env.action_space, seed, agent=agent), episodes, steps, seed)
     split = split_episodes(data.episodes, seed=seed)
-    scores = list(_score_all(subject.autoencoder, data, split, ceiling_updates, seed))
+    scores = list(_score_all(subject.autoencoder, source.latents, data, split, ceiling_updates, seed))
     varies = varying(data.targets, split)
     dropped = [f"{name} ({group})" for (group, name), kept in zip(_labels(data), varies, strict=True) if not kept]
     report = Report(scores, dropped, folder if out is None else out)
@@ -390,7 +407,7 @@ def _make_env(subject: Subject, source: ProbeSource, folder: Path) -> gym.Env[An
     pixels = PixelConfig(
         size=(height, width),
         grayscale=frame_channels == 1,
-        frame_stack=channels // frame_channels,
+        frame_stack=channels // frame_channels + source.latents - 1,
         action_repeat=source.action_repeat,
         crop=source.crop,
     )
@@ -398,12 +415,13 @@ def _make_env(subject: Subject, source: ProbeSource, folder: Path) -> gym.Env[An
 
 
 def _score_all(
-    autoencoder: Autoencoder, data: ProbeSet, split: Split, ceiling_updates: int, seed: int
+    autoencoder: Autoencoder, latents: int, data: ProbeSet, split: Split, ceiling_updates: int, seed: int
 ) -> Iterator[Score]:
     """The latent's scores and the controls', one representation after the other in memory."""
-    components = min(autoencoder.latent_dim, MOST_COMPONENTS)
-    yield from score("latent", encode(autoencoder, data.observations), data, split, seed)
-    random = encode(untrained(autoencoder, seed), data.observations)
+    components = min(latents * autoencoder.latent_dim, MOST_COMPONENTS)
+    name = "latent" if latents == 1 else f"{latents} latents"
+    yield from score(name, encode(autoencoder, data.observations, latents), data, split, seed)
+    random = encode(untrained(autoencoder, seed), data.observations, latents)
     yield from score("random encoder", random, data, split, seed)
     pca = principal_components(data.observations, split.train, components, seed)
     yield from score(f"PCA-{pca.shape[1]}", pca, data, split, seed)
