@@ -87,9 +87,9 @@ TASKS = {
     ),
     "cartpole-swingup": Task(
         dataclasses.replace(apply(SAC_AE_FAST, SUITES["dmc100k"].config("cartpole-swingup"), {}, seed=0), steps=5_000),
-        "--env dmc:cartpole-swingup --episodes 60 --policy brownian held random --size 64 64 --action-repeat 8 "
+        "--env dmc:cartpole-swingup --episodes 40 --policy brownian held random --size 64 64 --action-repeat 8 "
         "--max-steps 125",
-        "--autoencoder rae_compact --batch-size 64 --steps 6000",
+        "--autoencoder rae_compact --batch-size 64 --steps 4000",
         (150.0, 200.0, 250.0),
     ),
 }
