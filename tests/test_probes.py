@@ -181,6 +181,9 @@ def test_bars_are_the_means():
     assert "-3.00" in [text.get_text() for text in ridge.texts]
     assert [label.get_text() for label in ridge.get_xticklabels()] == ["positions", "velocities"]
     assert mlp.containers[0][0].get_height() == 0.99 and np.isnan(mlp.containers[0][1].get_height())
+    [ceiling] = mlp.containers[0][:1]
+    assert ceiling.get_x() + ceiling.get_width() / 2 == pytest.approx(mlp.get_xticks()[0])  # alone in its panel
+    assert ridge.get_xlim() == mlp.get_xlim()  # though there is nothing to see at its right
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["latent", "random", "ceiling"]
     assert ridge.containers[0][0].get_facecolor() != ridge.containers[1][0].get_facecolor()
 

@@ -299,14 +299,15 @@ def plot_scores(summaries: Sequence[Summary], title: str = "") -> Figure:
     size = (max(1.1 * len(groups) + 0.35 * len(groups) * len(names), 6), 2.6 * len(probes) + 1)
     figure = Figure(figsize=size, layout="constrained")
     for axes, probe in zip(figure.subplots(len(probes), squeeze=False)[:, 0], probes, strict=True):
-        for row in (row for row in summaries if row.probe == probe):
+        rows = [row for row in summaries if row.probe == probe]
+        for place, row in enumerate(rows):
             index = names.index(row.representation)
-            at = np.arange(len(groups)) + (index - (len(names) - 1) / 2) * width
+            at = np.arange(len(groups)) + (place - (len(rows) - 1) / 2) * width
             values = np.array([row.means.get(group, np.nan) for group in groups])
             bars = axes.bar(at, np.maximum(values, LOWEST_BAR), width, color=f"C{index % 10}", label=row.representation)
             labels = [f"{value:.2f}" if np.isfinite(value) else "" for value in values]
             axes.bar_label(bars, labels, fontsize=6, padding=1)
-        axes.set(ylabel=f"R², {probe}", ylim=(LOWEST_BAR - 0.1, 1.1))
+        axes.set(ylabel=f"R², {probe}", xlim=(-0.5, len(groups) - 0.5), ylim=(LOWEST_BAR - 0.1, 1.1))
         axes.set_xticks(range(len(groups)), groups)
         axes.axhline(0.0, color="0.3", linewidth=0.8)
         axes.grid(axis="y", alpha=0.3)
