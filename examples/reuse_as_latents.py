@@ -3,7 +3,8 @@
     rl-ae pretrain --data … --out eyes
     python examples/reuse_as_latents.py eyes/autoencoder --env CarRacing-v3
 
-Every frame is encoded once, no update runs a convolution, and any algorithm learns with ``"MlpPolicy"``.
+Every frame is encoded once, no update runs a convolution, and any algorithm learns with ``"MlpPolicy"``. One frame
+shows no velocity, so the agent sees the latents of the last three side by side.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import gymnasium as gym
 import tyro
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -23,6 +25,7 @@ from rl_ae.sb3 import LatentObservation
 def main(
     model: Annotated[Path, tyro.conf.Positional],
     env: str,
+    latents: int = 3,
     steps: int = 10_000,
     learning_starts: int = 1_000,
     action_repeat: int = 1,
@@ -36,6 +39,7 @@ def main(
     Args:
         model: Folder of the autoencoder.
         env: Id of an environment, its frames like those the autoencoder was trained on.
+        latents: In a row, that the agent sees; 1 for an autoencoder of stacks.
         steps: Agent steps.
         learning_starts: Random ones among them, at the start.
         action_repeat: Environment frames a step.
@@ -54,13 +58,14 @@ def main(
     )
 
     def make_env(training: bool) -> gym.Env:
-        return LatentObservation(make_pixel_env(env, pixels, training), model)
+        encoded = LatentObservation(make_pixel_env(env, pixels, training), model)
+        return FlattenObservation(FrameStackObservation(encoded, latents))
 
     agent = SAC("MlpPolicy", make_env(training=True), learning_starts=learning_starts, seed=seed)
     agent.learn(steps, progress_bar=True)
     mean, std = evaluate_policy(agent, make_env(training=False), n_eval_episodes=episodes)
-    latent_dim = agent.observation_space.shape[0]
-    print(f"SAC on {latent_dim} latents instead of {channels * height * width} pixels: return {mean:.1f} ± {std:.1f}")
+    numbers = agent.observation_space.shape[0]
+    print(f"SAC on {numbers} numbers instead of {latents * channels * height * width}: return {mean:.1f} ± {std:.1f}")
     agent.save(out)
     return agent
 
