@@ -55,7 +55,7 @@ SAC_ARGUMENTS = {
     "learning_starts": 1_000,
 }
 EVALUATION_SEED = 10_000
-#: Steps of a frozen agent for each of one from scratch: they take a tenth of the time.
+#: Steps of a frozen agent for each of one from scratch: they take a fraction of the time.
 FROZEN_STEPS = 2
 #: Steps between two points of a plotted curve.
 BIN = 500
@@ -210,7 +210,7 @@ def describe(agent: str, seed: int, rows: list[Row], goals: tuple[float, ...]) -
 def reached(rows: list[Row], goal: float) -> dict[str, float] | None:
     """Step, and seconds of training until then, at which the last episodes return as much on average."""
     step = solved_at(rows, goal)
-    return None if step is None else {row["step"]: {"step": step, "seconds": row["seconds"]} for row in rows}[step]
+    return next(({"step": step, "seconds": row["seconds"]} for row in rows if row["step"] == step), None)
 
 
 def table(task: Task, records: list[dict[str, Any]], costs: dict[str, float]) -> str:
