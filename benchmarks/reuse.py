@@ -180,13 +180,13 @@ def train_frozen(config: RunConfig, eyes: Path, curve: Path) -> list[Row]:
 
 
 def train_scratch(config: RunConfig, folder: Path) -> list[Row]:
-    """SAC-AE; its curve up to the run's last step, which an older run may have passed."""
+    """SAC-AE; its curve."""
     run = Run(folder)
     rows = read_curve(run.curve)
     if not rows or rows[-1]["step"] < config.steps:
         train_run(config, folder, resume=True)
         rows = read_curve(run.curve)
-    return [row for row in rows if row["step"] <= config.steps]
+    return rows
 
 
 # ---------------------------------------------------------------------- the report
@@ -280,12 +280,13 @@ def main() -> None:
     by_run = {(record["agent"], record["seed"]): record for record in known}
     for agent in arguments.agents:
         for seed in arguments.seeds:
-            seeded = dataclasses.replace(config, seed=seed)
+            steps = FROZEN_STEPS * config.steps if agent == FROZEN else config.steps
+            seeded = dataclasses.replace(config, seed=seed, steps=steps)
             if agent == FROZEN:
-                longer = dataclasses.replace(seeded, steps=FROZEN_STEPS * seeded.steps)
-                rows = train_frozen(longer, eyes.autoencoder, runs / f"{agent}_{seed}.csv")
+                rows = train_frozen(seeded, eyes.autoencoder, runs / f"{agent}_{seed}.csv")
             else:
                 rows = train_scratch(seeded, runs / f"{agent}_{seed}")
+            rows = [row for row in rows if row["step"] <= steps]  # an older run may have gone on for longer
             curve = f"{agent}_{seed}.csv"
             write_rows(results / curve, rows, list(rows[0]))
             record = describe(agent, seed, rows, task.goals)

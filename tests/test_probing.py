@@ -216,6 +216,9 @@ def test_latents_in_a_row_are_of_frames_one_later_each():
     frames = np.random.default_rng(0).integers(256, size=(5, 4, 16, 16), dtype=np.uint8)  # two for each of two stacks
     windows = [encode(autoencoder, frames[:, start : start + 2]) for start in (0, 1, 2)]
     np.testing.assert_allclose(encode(autoencoder, frames, latents=3), np.concatenate(windows, axis=1), atol=1e-6)
+    for latents, channels in ((1, 4), (2, 2), (4, 4), (1, 1)):
+        with pytest.raises(ValueError, match=f"{latents} latents of 2 channels cannot be of {channels} channels"):
+            encode(autoencoder, frames[:, :channels], latents)
 
 
 def test_a_probe_of_latents_in_a_row_plays_as_many_frames(tmp_path):

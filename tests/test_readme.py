@@ -1,5 +1,6 @@
 """Every code block of the README runs."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rl_ae.sb3 import SACAE, TD3AE
 
@@ -17,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+#: What a block says of itself: what a line prints, and the shape of what it makes.
+PRINTED = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
+SHAPED = re.compile(r"^ *\[?(\w+)\]? = .*  # (\(\d+(?:, \d+)+\))", re.MULTILINE)
 #: Commands that start as a reader starts them, in processes of their own. The zoo has to: it patches Gymnasium.
 IN_NEW_PROCESSES = ("rl-ae show interpolation", "python -m rl_ae.sb3.zoo")
 
@@ -55,11 +61,23 @@ def shortened(code):
 def test_every_language_is_covered():
     assert {language for language, _ in BLOCKS} == {"python", "sh", "text"}
     assert len(PYTHON) >= 4 and len(SHELL) >= 6
+    claims = "\n".join(PYTHON)
+    assert len(PRINTED.findall(claims)) >= 1 and len(SHAPED.findall(claims)) >= 3
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("\n")[0])
-def test_python(code):
-    exec(compile(shortened(code), "README.md", "exec"), {"__name__": "__main__"})
+def test_python(code, capsys):
+    names = {"__name__": "__main__"}
+    exec(compile(shortened(code), "README.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    for line in PRINTED.findall(code):
+        assert line in printed
+    for name, shape in SHAPED.findall(code):
+        assert names[name].shape == ast.literal_eval(shape), name
+    tensors = {name: value for name, value in names.items() if isinstance(value, torch.Tensor)}
+    assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
+    agents = {name: value for name, value in names.items() if isinstance(value, BaseAlgorithm)}
+    assert [name for name, agent in agents.items() if ".learn(" in code and agent.num_timesteps == 0] == []
 
 
 def test_shell(tmp_path, monkeypatch):

@@ -129,9 +129,16 @@ def encode(autoencoder: Autoencoder, observations: Observations, latents: int = 
         autoencoder: Which.
         observations: The newest frame last; of more frames than the autoencoder's if there are more latents.
         latents: So many in a row, (N, latents · D), the newest last.
+
+    Raises:
+        ValueError: If the observations are not of as many frames as that takes.
     """
     channels = autoencoder.observation_shape[0]
-    starts = [0] if latents == 1 else np.linspace(0, observations.shape[1] - channels, latents).astype(int).tolist()
+    more = observations.shape[1] - channels
+    step = more // (latents - 1) if latents > 1 else 1
+    if step < 1 or more != step * (latents - 1):
+        raise ValueError(f"{latents} latents of {channels} channels cannot be of {observations.shape[1]} channels")
+    starts = range(0, more + 1, step)
     with evaluating(autoencoder) as device:
         batches = torch.as_tensor(observations).split(BATCH_SIZE)
         rows = [
