@@ -163,6 +163,22 @@ def test_the_next_latent_follows_from_this_one_and_what_is_done_then():
     assert ahead["ridge"] == pytest.approx(1.0, abs=1e-6) and ahead["MLP"] > 0.9 and ahead["no change"] < 0.2
 
 
+def test_of_latents_side_by_side_only_the_newest_is_foretold():
+    rng = np.random.default_rng(0)
+    episodes, actions, noise = np.repeat(np.arange(8), 30), rng.normal(size=(240, 2)), rng.normal(size=(240, 2))
+    three = np.column_stack([np.roll(noise, 2, axis=0), np.roll(noise, 1, axis=0), noise])
+    data = ProbeSet(np.empty((240, 0)), actions, episodes, noise, names=("a", "b"), groups=("noise", "noise"))
+
+    def foretold(newest):
+        found = score("", three, data, split_episodes(episodes), newest=newest)
+        return {row.probe: row.r2 for row in found if row.group == NEXT_LATENT}
+
+    alone = foretold(2)
+    assert alone["ridge"] < 0.05 and alone["MLP"] < 0.05 and alone["no change"] < -0.5  # nothing can be foretold
+    assert foretold(None)["ridge"] > 0.5  # but what stands in the row already
+    assert foretold(0) == {}
+
+
 def test_the_ceiling_learns_from_the_states(data, trained):
     split = split_episodes(data.episodes)
     before = torch.get_rng_state()

@@ -150,7 +150,13 @@ def encode(autoencoder: Autoencoder, observations: Observations, latents: int = 
 
 
 def score(
-    representation: str, features: Floats, data: ProbeSet, split: Split, seed: int = 0, mlp: bool = True
+    representation: str,
+    features: Floats,
+    data: ProbeSet,
+    split: Split,
+    seed: int = 0,
+    mlp: bool = True,
+    newest: int | None = None,
 ) -> list[Score]:
     """What probes read from one representation: every target, and, from the row and the action, the next row.
 
@@ -161,6 +167,8 @@ def score(
         split: Of its rows.
         seed: Of the networks.
         mlp: By a network, too; and read the next row. Too much for wide features.
+        newest: Of the next row only so many columns, the last ones, are foretold, because the others stand in this row
+            already; all if omitted, and nothing is foretold if 0.
     """
     scores = [
         Score(representation, RIDGE, *labels, float(r2))
@@ -170,24 +178,28 @@ def score(
         return scores
     by_mlp = probe_mlp(features, data.targets, split, seed=seed).scores
     scores += [Score(representation, MLP, *labels, float(r2)) for labels, r2 in zip(_labels(data), by_mlp, strict=True)]
-    return scores + _score_dynamics(representation, features, data, split, seed)
+    if newest == 0:
+        return scores
+    return scores + _score_dynamics(representation, features, data, split, seed, newest or features.shape[1])
 
 
 def _labels(data: ProbeSet) -> Iterator[tuple[str, str]]:
     return zip(data.groups, data.names, strict=True)
 
 
-def _score_dynamics(representation: str, features: Floats, data: ProbeSet, split: Split, seed: int) -> list[Score]:
-    """How well the next row can be foretold; and, to lay beside that, how well by its being the same again."""
+def _score_dynamics(
+    representation: str, features: Floats, data: ProbeSet, split: Split, seed: int, newest: int
+) -> list[Score]:
+    """How well the next row's last columns can be foretold; and, to lay beside that, how well by being the same again."""
     now = successors(data.episodes)
-    ahead = features[now + 1]
+    ahead = features[now + 1, -newest:]
     causes = np.column_stack([features[now], data.actions[now]])
     # rows of the split as positions among those that have a next one
     among = Split(*(np.flatnonzero(np.isin(now, rows)) for rows in split))
     predictions = {
         RIDGE: probe_ridge(causes, ahead, among).predictions,
         MLP: probe_mlp(causes, ahead, among, seed=seed).predictions,
-        "no change": features[now][among.test],
+        "no change": features[now, -newest:][among.test],
     }
     return [
         Score(representation, probe, NEXT_LATENT, "all dimensions", pooled_r_squared(ahead[among.test], predicted))
@@ -426,12 +438,13 @@ def _score_all(
 ) -> Iterator[Score]:
     """The latent's scores and the controls', one representation after the other in memory."""
     components = min(latents * autoencoder.latent_dim, MOST_COMPONENTS)
-    name = "latent" if latents == 1 else f"{latents} latents"
-    yield from score(name, encode(autoencoder, data.observations, latents), data, split, seed)
+    name, newest = ("latent" if latents == 1 else f"{latents} latents"), autoencoder.latent_dim
+    yield from score(name, encode(autoencoder, data.observations, latents), data, split, seed, newest=newest)
     random = encode(untrained(autoencoder, seed), data.observations, latents)
-    yield from score("random encoder", random, data, split, seed)
+    yield from score("random encoder", random, data, split, seed, newest=newest)
     pca = principal_components(data.observations, split.train, components, seed)
-    yield from score(f"PCA-{pca.shape[1]}", pca, data, split, seed)
+    # with several latents its next row is of frames that this one has seen, too, but no column is of the newest alone
+    yield from score(f"PCA-{pca.shape[1]}", pca, data, split, seed, newest=None if latents == 1 else 0)
     yield from score("raw pixels", small_pixels(data.observations), data, split, seed, mlp=False)
     if ceiling_updates:
         predictions = train_ceiling(autoencoder, data, split, ceiling_updates, seed)
