@@ -190,7 +190,7 @@ def _labels(data: ProbeSet) -> Iterator[tuple[str, str]]:
 def _score_dynamics(
     representation: str, features: Floats, data: ProbeSet, split: Split, seed: int, newest: int
 ) -> list[Score]:
-    """How well the next row's last columns can be foretold; and, to lay beside that, how well by being the same again."""
+    """How well the next row's last columns can be foretold; and, beside that, how well by being the same again."""
     now = successors(data.episodes)
     ahead = features[now + 1, -newest:]
     causes = np.column_stack([features[now], data.actions[now]])
