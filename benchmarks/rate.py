@@ -29,7 +29,7 @@ from rl_ae import Autoencoder, WorldModelsConfig
 from rl_ae.files import write_atomically
 from rl_ae.losses import psnr
 from rl_ae.pixels import to_unit
-from rl_ae.pretraining import ArrayFrames, PretrainConfig, pretrain
+from rl_ae.pretraining import ArrayFrames, PretrainConfig, Pretraining, pretrain
 from rl_ae.provenance import describe_machine, git_commit
 from rl_ae.sb3.datasets import MinariFrames
 
@@ -54,7 +54,7 @@ class Arguments:
         steps: Updates.
         batch_size: Frames of an update.
         runs: Folder of the runs.
-        results: Folder of the results.
+        results: Folder of the results, of one data set.
     """
 
     data: Path
@@ -103,16 +103,14 @@ def measure(autoencoder: Autoencoder, frames: torch.Tensor) -> dict[str, float]:
     return {"nats": nats.item(), "psnr": psnr(of_mode).item(), "psnr_of_samples": psnr(of_sample).item()}
 
 
-def train(arguments: Arguments, episodes: list[np.ndarray], size: str, nats: float) -> Autoencoder:
+def train(arguments: Arguments, episodes: list[np.ndarray], size: str, nats: float) -> Pretraining:
     """The VAE of a size and rate, the best on a validation of its own."""
     config = PretrainConfig(
         steps=arguments.steps, batch_size=arguments.batch_size, validate_every=500, checkpoint_every=500
     )
     folder = arguments.runs / f"{size}_{nats:g}"
-    files = pretrain(
-        ArrayFrames(episodes), config, folder, resume=True, autoencoder=WorldModelsConfig(beta=BETA, free_nats=nats)
-    )
-    return Autoencoder.from_pretrained(files.autoencoder)
+    autoencoder = WorldModelsConfig(beta=BETA, free_nats=nats)
+    return pretrain(ArrayFrames(episodes), config, folder, resume=True, autoencoder=autoencoder)
 
 
 # ---------------------------------------------------------------------- the report
@@ -171,18 +169,20 @@ def main() -> None:
     by_run = {(record["size"], record["free_nats"]): record for record in known}
     for nats in arguments.nats:
         for size in arguments.sizes:
-            if by_run.get((size, nats), {}).get("steps") == arguments.steps:
+            done = by_run.get((size, nats), {"steps": 0})
+            if done["steps"] >= arguments.steps and done["batch_size"] == arguments.batch_size:
                 continue
             episodes, test = load(arguments.data, size)
             frames = Frames(spread(episodes, COMPONENTS_FROM), spread(test, MEASURED))
-            autoencoder = train(arguments, episodes, size, nats)
+            files = train(arguments, episodes, size, nats)
+            autoencoder = Autoencoder.from_pretrained(files.autoencoder)
             by_run[size, nats] = {
                 "size": size,
                 "free_nats": nats,
                 **measure(autoencoder, frames.held_out),
                 "pca": principal_components_psnr(frames),
                 "mean_frame": frames.mean_frame_psnr(),
-                "steps": arguments.steps,
+                "steps": int(files.read_metrics()[-1]["step"]),  # an older run may have gone on for longer
                 "batch_size": arguments.batch_size,
                 "training_frames": sum(map(len, episodes)),
                 "machine": describe_machine(),

@@ -11,6 +11,7 @@ what is finished is not run again. Curves, table, summary and plot go to ``--res
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import time
@@ -90,7 +91,7 @@ TASKS = {
         "--env dmc:cartpole-swingup --episodes 40 --policy brownian held random --size 64 64 --action-repeat 8 "
         "--max-steps 125",
         "--autoencoder rae_compact --batch-size 64 --steps 4000",
-        (150.0, 200.0, 250.0),
+        (200.0, 250.0),
     ),
 }
 
@@ -124,7 +125,7 @@ class Eyes(NamedTuple):
 
     Attributes:
         autoencoder: Its folder.
-        costs: Seconds that data and training took, and what is known of it on held-out episodes.
+        costs: Seconds that data and training took, over all sessions, and its PSNR on held-out episodes.
     """
 
     autoencoder: Path
@@ -142,12 +143,22 @@ def train_eyes(task: Task, folder: Path) -> Eyes:
     }
     for name, command in commands.items():
         if name not in costs:
-            started = time.monotonic()
-            cli.main(shlex.split(command))
-            costs[name] = round(time.monotonic() - started, 1)
+            spent = functools.partial(seconds_since, time.monotonic(), costs.pop(f"{name}, unfinished", 0.0))
+            try:
+                cli.main(shlex.split(command))
+            except BaseException:
+                write_json(record, {**costs, f"{name}, unfinished": spent()})
+                raise
+            costs[name] = spent()
             write_json(record, costs)
-    last = eyes.read_metrics()[-1]
-    return Eyes(eyes.autoencoder, {**costs, "held_out_psnr": last["validation_psnr"]})
+    validated = [row for row in eyes.read_metrics() if "validation_total" in row]
+    kept = min(validated, key=lambda row: row["validation_total"])
+    return Eyes(eyes.autoencoder, {**costs, "held_out_psnr": kept["validation_psnr"]})
+
+
+def seconds_since(started: float, before: float) -> float:
+    """Seconds on the monotonic clock since then, and those spent before."""
+    return round(time.monotonic() - started + before, 1)
 
 
 def see_with(eyes: Path, config: RunConfig, training: bool) -> gym.Env[Any, Any]:
@@ -195,13 +206,14 @@ def train_scratch(config: RunConfig, folder: Path) -> list[Row]:
 def describe(agent: str, seed: int, rows: list[Row], goals: tuple[float, ...]) -> dict[str, Any]:
     """What a run reached, and when."""
     evaluations = [row["evaluation"] for row in rows if np.isfinite(row["evaluation"])]
+    returns = [row["return"] for row in rows if np.isfinite(row["return"])]
     return {
         "agent": agent,
         "seed": seed,
         "steps": rows[-1]["step"],
         "frames": rows[-1]["frames"],
         "seconds": rows[-1]["seconds"],
-        "return": float(np.nanmean([row["return"] for row in rows])),
+        "return": float(np.mean(returns)) if returns else None,
         "evaluation": evaluations[-1] if evaluations else None,
         "reached": {f"{goal:g}": reached(rows, goal) for goal in goals},
     }
@@ -237,10 +249,9 @@ def table(task: Task, records: list[dict[str, Any]], costs: dict[str, float]) ->
 
 def binned(rows: list[Row]) -> list[tuple[float, float, float]]:
     """Last step, its seconds, and mean return of every so many steps in which episodes ended."""
-    ended = [row for row in rows if np.isfinite(row["return"])]
     found = []
-    for start in range(0, int(ended[-1]["step"]) + 1, BIN):
-        inside = [row for row in ended if start < row["step"] <= start + BIN]
+    for start in range(0, int(rows[-1]["step"]), BIN):
+        inside = [row for row in rows if start < row["step"] <= start + BIN and np.isfinite(row["return"])]
         if inside:
             mean = float(np.mean([row["return"] for row in inside]))
             found.append((inside[-1]["step"], inside[-1]["seconds"], mean))
@@ -255,7 +266,7 @@ def plot(task_name: str, records: list[dict[str, Any]], costs: dict[str, float],
         before = costs["collecting"] + costs["pretraining"] if agent == FROZEN else 0.0
         label: str | None = LABELS[agent]
         for record in (record for record in records if record["agent"] == agent):
-            steps, seconds, returns = np.array(binned(read_curve(folder / record["curve"]))).T
+            steps, seconds, returns = np.reshape(binned(read_curve(folder / record["curve"])), (-1, 3)).T
             by_step.plot(steps, returns, color=f"C{index}", label=label)
             by_seconds.plot(before + seconds, returns, color=f"C{index}")
             label = None
@@ -282,15 +293,19 @@ def main() -> None:
         for seed in arguments.seeds:
             steps = FROZEN_STEPS * config.steps if agent == FROZEN else config.steps
             seeded = dataclasses.replace(config, seed=seed, steps=steps)
-            if agent == FROZEN:
-                rows = train_frozen(seeded, eyes.autoencoder, runs / f"{agent}_{seed}.csv")
-            else:
-                rows = train_scratch(seeded, runs / f"{agent}_{seed}")
-            rows = [row for row in rows if row["step"] <= steps]  # an older run may have gone on for longer
             curve = f"{agent}_{seed}.csv"
+            record, rows = by_run.get((agent, seed), {}), read_curve(results / curve)
+            if rows and record.get("steps", 0) >= steps:
+                made = {name: record[name] for name in ("machine", "commit")}
+            else:
+                made = {"machine": describe_machine(), "commit": git_commit()}
+                if agent == FROZEN:
+                    rows = train_frozen(seeded, eyes.autoencoder, runs / curve)
+                else:
+                    rows = train_scratch(seeded, runs / f"{agent}_{seed}")
+            rows = [row for row in rows if row["step"] <= steps]  # an older run may have gone on for longer
             write_rows(results / curve, rows, list(rows[0]))
-            record = describe(agent, seed, rows, task.goals)
-            by_run[agent, seed] = {**record, "curve": curve, "machine": describe_machine(), "commit": git_commit()}
+            by_run[agent, seed] = {**describe(agent, seed, rows, task.goals), "curve": curve, **made}
             records = sorted(by_run.values(), key=lambda record: (list(LABELS).index(record["agent"]), record["seed"]))
             write_json(summary, {"eyes": eyes.costs, "runs": records})
             text = table(task, records, eyes.costs)

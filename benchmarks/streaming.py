@@ -6,7 +6,8 @@
 Throughput is measured in pairs, each in a process of its own: a window from disk, until the next one has been read
 as well, then as many updates on frames in memory. What has been read of the generated frames is taken out of the
 system's cache, so that it is read from the disk each time. Memory is the most that a process of its own ever held that
-pretrains on the whole data set and nothing else. The record is written after every measurement.
+makes some updates and then reads batches until every frame has been in one. The record is written after every
+measurement.
 """
 
 import contextlib
@@ -77,14 +78,23 @@ def open_source(data: Path) -> FrameSource:
 
 
 def peak_memory(data: Path, config: PretrainConfig) -> dict[str, float]:
-    """Gigabytes: of the data, and the most that this process held, before and after pretraining on them."""
+    """Gigabytes: of the data, of what was read of them, and the most that this process held before and after."""
     source = open_source(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         pretrain(source, config, folder)
+    episodes = range(len(source.episode_lengths))
+    batches = Batches(source, episodes, config.batch_size, buffer_bytes=int(config.buffer_mb * 1e6), seed=config.seed)
+    read = sum(batches.next().nbytes for _ in range(batches.n_data // config.batch_size))
+    batches.close()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = sum(source.episode_lengths) * int(np.prod(source.observation_shape))
-    return {"data_gb": size / 1e9, "before_gb": before * 1024 / 1e9, "peak_gb": after * 1024 / 1e9}
+    return {
+        "data_gb": size / 1e9,
+        "read_gb": read / 1e9,
+        "before_gb": before * 1024 / 1e9,
+        "peak_gb": after * 1024 / 1e9,
+    }
 
 
 def measure_pair(data: Path, config: PretrainConfig, number: int) -> dict[str, float]:
@@ -153,11 +163,13 @@ def main(
         autoencoder: Its name.
         batch_size: Observations an update.
         buffer_mb: Of the buffer.
-        steps: Updates of the process whose memory is measured; enough for some windows.
-        pairs: Measurements of the throughput.
+        steps: Updates of the process whose memory is measured.
+        pairs: Measurements of the throughput, ≥ 1.
         scratch: Folder on a disk, where frames are generated and deleted again; the current one if omitted.
         out: Where the record is written.
     """
+    if pairs < 1:
+        raise ValueError(f"pairs must be ≥ 1, got {pairs}")
     config = PretrainConfig(
         autoencoder=autoencoder,
         batch_size=batch_size,

@@ -204,7 +204,7 @@ def probe_command(
     Args:
         model: Folder of a run, or of an autoencoder written by save_pretrained or rl-ae export.
         source: Where frames and states come from.
-        episodes: To play, with held random actions, and the agent's where there is one; a quarter is held out.
+        episodes: To play, with held random actions, and a run's own agent's without --env; a quarter is held out.
         steps: Most decisions of each.
         ceiling_updates: Gradient steps of the same trunk on the states themselves; 0 for no such ceiling.
         out: Folder for probe.csv, probe.json and probe.png; the model's if omitted.

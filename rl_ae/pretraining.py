@@ -13,7 +13,7 @@ position in the data, and a run that was killed goes on as if it had not been.
 ``checkpoint.pt``      what a killed run goes on from
 ``metrics.csv``        losses and their terms in training and validation
 ``autoencoder/``       the best so far, for ``Autoencoder.from_pretrained``
-``reconstructions.png``, ``traversals.png``   of the held-out episodes, at the end
+``reconstructions.png``, ``traversals.png``   of the held-out episodes, at the end; ``interpolation.png`` of codes
 ``logs/``              TensorBoard events
 ``.lock``              held by the process that trains
 =====================  ======================================================================================
@@ -264,6 +264,7 @@ def pretrain(
             another process trains in it; if the data are too few, or no stacks of such frames; if the loss depends on
             the whole batch, which is to be divided.
         FloatingPointError: If a term of the loss is not finite; names it. The checkpoint is of the step before.
+        ChildProcessError: If another process of several died.
         KeyboardInterrupt: If one of the processes got SIGINT or SIGTERM: after the step, with everything stored.
     """
     count_frame_channels(source.observation_shape[0], config.frame_channels)  # not when all is done
@@ -436,14 +437,21 @@ class _Run:
                     if self._due(config.checkpoint_every):
                         self._save()
                     stopped = self._any(signals.received)
-        except FloatingPointError:
+        except FloatingPointError:  # in all processes, whose values are the same
             self._save()
+            self.fabric.barrier()  # a process that ends takes those along that are not done
             raise
+        except RuntimeError as error:
+            if not _is_of_another_process(error):
+                raise
+            raise ChildProcessError(
+                f"another process of this training has died ({error}): --resume continues from {self.files.checkpoint}"
+            ) from error
         finally:
             self.batches.close()
         self._save()
         if stopped:
-            self.fabric.barrier()  # a process that ends takes those along that are not done
+            self.fabric.barrier()
             raise KeyboardInterrupt(f"stopped at step {learner.step:_} of {config.steps:_}, where --resume continues")
         if not self.validates:
             self._keep()
@@ -619,6 +627,11 @@ class _Run:
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _is_of_another_process(error: RuntimeError) -> bool:
+    """Whether it says that another process does not answer; gloo's are of no class of their own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _is_finite(learner: RepresentationLearner) -> bool:

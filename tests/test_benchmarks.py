@@ -257,6 +257,7 @@ def test_frozen_eyes_are_compared_with_an_encoder_from_scratch(run, monkeypatch)
     monkeypatch.setattr(reuse, "train_run", None)
     monkeypatch.setattr(reuse, "SAC", None)
     monkeypatch.setattr(reuse.cli, "main", None)
+    monkeypatch.setattr(reuse, "git_commit", lambda: "another")
     run(reuse, *flags)
     assert json.loads((results / "summary.json").read_text())["runs"] == summary["runs"]
 
@@ -266,6 +267,27 @@ def test_frozen_eyes_are_compared_with_an_encoder_from_scratch(run, monkeypatch)
     env.close()
     assert first.shape == (12,) and not np.array_equal(first, second)
     np.testing.assert_array_equal(second[:8], first[4:])  # the newest latent is the last
+
+
+def test_the_costs_of_eyes_are_those_of_all_sessions(monkeypatch, tmp_path):
+    stopped = iter([True, False, False])
+
+    def work(arguments):
+        time.sleep(0.2)
+        if next(stopped):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reuse.cli, "main", work)
+    (tmp_path / "eyes").mkdir()
+    losses = "step,validation_total,validation_psnr\n1,0.3,20\n2,,\n3,0.1,25\n4,0.2,30\n"
+    (tmp_path / "eyes/metrics.csv").write_text(losses)
+    with pytest.raises(KeyboardInterrupt):
+        reuse.train_eyes(reuse.TASKS["pendulum"], tmp_path)
+    costs = reuse.train_eyes(reuse.TASKS["pendulum"], tmp_path).costs
+    assert costs.keys() == {"collecting", "pretraining", "held_out_psnr"}
+    assert costs["collecting"] >= 0.4 and costs["pretraining"] >= 0.2
+    assert costs["held_out_psnr"] == 25.0  # of the one that is kept
+    assert reuse.binned([{"step": 500, "seconds": 1.0, "return": np.nan}]) == []
 
 
 def test_rate_and_distortion_are_of_episodes_never_trained_on(run, monkeypatch, tmp_path):
@@ -291,6 +313,9 @@ def test_rate_and_distortion_are_of_episodes_never_trained_on(run, monkeypatch, 
         assert record["nats"] == pytest.approx(latent.kl().sum(dim=1).mean().item(), rel=1e-4)
         assert record["psnr"] == pytest.approx(psnr((autoencoder.decode(latent.mode) - images).square().mean()).item())
     assert {path.name for path in results.iterdir()} == {"summary.json", "table.md", "curve.png", "frames_56x64_2.png"}
+    (results / "summary.json").unlink()
+    run(rate, *flags[:-3], "1", *flags[-2:])  # fewer steps than were made
+    assert [record] == json.loads((results / "summary.json").read_text())
     monkeypatch.setattr(rate, "pretrain", None)
     run(rate, *flags)
     with pytest.raises(ValueError, match="expected sizes like 64x64, got '64'"):
@@ -467,6 +492,7 @@ def test_streaming_measures_memory_and_pairs_and_deletes_its_frames(monkeypatch,
     record = json.loads(out.read_text())
     assert len(written) == 3 and not list(scratch.iterdir())
     assert record["memory"]["data_gb"] == pytest.approx(2 * 1000 * 3 * 64 * 64 / 1e9)
+    assert record["memory"]["read_gb"] == pytest.approx(62 * 32 * 3 * 64 * 64 / 1e9)  # all but the last, short batch
     assert record["memory"]["peak_gb"] >= record["memory"]["before_gb"] > 0
     pairs = record["throughput"]["pairs"]
     assert [pair["updates"] for pair in pairs] == [2, 2]  # 64 of the 81 frames that a buffer holds, whole runs

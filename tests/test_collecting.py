@@ -144,6 +144,16 @@ def test_a_finished_collection_is_left_as_it_is(dots):
     assert {path: path.stat().st_mtime_ns for path in dots.glob("data/**/*")} == before
 
 
+def test_fewer_episodes_than_there_are_take_none_away(dots, tmp_path):
+    folder = tmp_path / "dots"
+    shutil.copytree(dots, folder)
+    fewer = dataclasses.replace(DOTS, episodes=2)
+    assert collect(fewer, folder).episodes == 6 == len(episodes(folder))
+    broken = folder / "data/episodes/000005.hdf5"
+    broken.write_bytes(broken.read_bytes()[:3_000])
+    assert collect(fewer, folder).episodes == 6 and episodes(folder) == episodes(dots)
+
+
 def test_a_killed_command_goes_on(dots, tmp_path):
     config = with_kwargs(DOTS, pause=0.2)
     command = [sys.executable, "-m", "rl_ae.cli", "collect", "--env", config.env, "--env-kwargs", config.env_kwargs]

@@ -532,6 +532,19 @@ def test_what_is_not_finite_is_named_after_the_last_good_step(source, tmp_path, 
     assert equal(state(resumed), state(train(source, tmp_path / "straight")))
 
 
+def test_a_lost_process_is_told_from_other_errors(source, tmp_path, monkeypatch):
+    errors = [RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), RuntimeError("shapes")]
+
+    def fail(run):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(pretraining._Run, "_update", fail)
+    with pytest.raises(ChildProcessError, match=r"another process .* has died \(.*by peer\): --resume continues"):
+        train(source, tmp_path / "run")
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
+        train(source, tmp_path / "run", resume=True)
+
+
 def test_weights_that_are_not_finite_are_not_saved(source, tmp_path):
     # the first step's loss is finite, its weights are not
     exploding = dataclasses.replace(TINY, encoder_learning_rate=1e39, decoder_learning_rate=1e39)

@@ -371,6 +371,9 @@ def test_a_curve_while_an_agent_learns(tmp_path):
     agent.learn(10, callback=resumed, reset_num_timesteps=False)
     assert [row["step"] for row in resumed.rows] == [0, 10, 20, 25, 35]
     assert resumed.rows[:4] == callback.rows
+    agent.learn(12, callback=resumed)
+    assert [row["step"] for row in resumed.rows] == [0, 10, 20, 25, 35, 0, 10, 12]  # of steps that are counted anew
+    assert resumed.rows[5]["positions_r2"] == resumed.rows[4]["positions_r2"]
     agent.logger.close()
 
 

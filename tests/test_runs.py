@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
+from rl_ae import ConvVAEConfig, create_autoencoder
 from rl_ae.envs import PixelConfig
 from rl_ae.sb3 import AutoencoderExtractor
 from rl_ae.sb3.algorithms import ALGORITHMS
@@ -110,6 +111,18 @@ def test_stock_agents_get_the_settings_they_name():
         AgentConfig(autoencoder="rae", beta=1.0).arguments()
     with pytest.raises(ValueError, match="latent_dim are an autoencoder's, and there is none"):
         AgentConfig(latent_dim=3).arguments(stock=True)
+
+
+def test_a_saved_autoencoder_keeps_its_numbers(tmp_path):
+    saved = str(tmp_path / "eyes")
+    create_autoencoder(ConvVAEConfig(latent_dim=4, beta=2.0), (3, 16, 16)).save_pretrained(saved)
+    for fitting in ({}, {"input_centre": 1.0}, {"latent_dim": 4}, {"beta": 2.0}):
+        assert AgentConfig(autoencoder=saved, **fitting).arguments() == {"autoencoder": saved}
+    for stock in (False, True):
+        with pytest.raises(ValueError, match=r"eyes keeps its latent_dim: expected 4 or none, got 7"):
+            AgentConfig(autoencoder=saved, latent_dim=7).arguments(stock)
+    with pytest.raises(ValueError, match=r"eyes keeps its beta: expected 2.0 or none, got 1.0"):
+        AgentConfig(autoencoder=saved, beta=1.0).arguments()
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,8 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
         env = players[config.policy[0]].env
         env_spec, action_space = _full_spec(env), env.action_space
     with locked(data_set.folder, "collects"):
+        # what has been published stays
+        config = dataclasses.replace(config, episodes=max(config.episodes, data_set.published_episodes))
         _settle_plan(data_set.folder / PLAN_FILE, config)
         facts = {
             episode: fact

@@ -47,8 +47,9 @@ class ProbeCallback(BaseCallback):
     When training starts, episodes are played with random held actions; the agent's encoder (the critic's, where there
     are several) then encodes them every so often, and ridge regression reads the state. Of every group of
     :mod:`rl_ae.envs.states`, and of the reward, the mean R² on held-out episodes is logged as ``probe/<group>_r2``. The
-    first row is of the encoder as training finds it: the untrained one, unless it was pretrained. Any features
-    extractor is probed, Stable-Baselines3's ``NatureCNN`` too. Draws from no global generator.
+    first row is of the encoder as training finds it: the untrained one, unless it was pretrained; a ``learn`` that
+    counts its steps anew adds another such row. Any features extractor is probed, Stable-Baselines3's ``NatureCNN``
+    too. Draws from no global generator.
 
     Args:
         env: To play in, with the agent's observations; closed by whoever made it.
@@ -101,7 +102,7 @@ class ProbeCallback(BaseCallback):
             self._data = play(self.env, policy, self.episodes, self.steps, self.seed, progress_bar=False)
             self._split = split_episodes(self._data.episodes, seed=self.seed)
             self.rows = self._earlier_rows()
-        if not self.rows:
+        if not self.rows or self.rows[-1]["step"] > self.num_timesteps:  # the steps are counted anew
             self.add_row()
         self._last = int(self.rows[-1]["step"])  # which a run that was killed had left behind
 

@@ -11,7 +11,7 @@ import tyro
 
 from rl_ae.configs import DEFAULT_AUTOENCODER, named_config
 from rl_ae.envs import Frame, PixelConfig, make_pixel_env
-from rl_ae.factory import AutoencoderLike, is_pretrained
+from rl_ae.factory import AutoencoderLike, is_pretrained, load_pretrained
 from rl_ae.sb3.extractor import AutoencoderExtractor
 from rl_ae.sb3.replay import FrameReplayBuffer
 
@@ -31,7 +31,7 @@ class AgentConfig:
         autoencoder: Name of the autoencoder, or the folder of a saved one to start from. Stock algorithms see through
             Stable-Baselines3's NatureCNN unless one is given.
         freeze_encoder: Train neither encoder nor decoder.
-        latent_dim: Width of its latent.
+        latent_dim: Width of its latent; of a saved one only what it has.
         input_centre: Brightness subtracted from its input; 1 for a white background. A saved one keeps its own.
         output_centre: Brightness added to its output, where that ends without a sigmoid. A saved one keeps its own.
         net_arch: Widths of the hidden layers of actor and critics.
@@ -155,13 +155,19 @@ class AgentConfig:
 
 def _changed(autoencoder: str, changes: Mapping[str, Any]) -> AutoencoderLike:
     """A named autoencoder's config with other numbers; the folder of a saved one, which keeps its own."""
-    if is_pretrained(autoencoder):
+    given = {name: changes[name] for name in ("latent_dim", "beta") if name in changes}
+    saved = is_pretrained(autoencoder)
+    if saved and not given:
         return autoencoder
-    config = named_config(autoencoder)
+    config = load_pretrained(autoencoder).config if saved else named_config(autoencoder)
     known = {field.name for field in dataclasses.fields(config)}
-    for name in ("latent_dim", "beta"):
-        if name in changes.keys() - known:
+    for name, value in given.items():
+        if name not in known:
             raise ValueError(f"the autoencoder {autoencoder!r} has no {name} to set")
+        if saved and value != getattr(config, name):
+            raise ValueError(f"{autoencoder} keeps its {name}: expected {getattr(config, name)} or none, got {value}")
+    if saved:
+        return autoencoder
     return dataclasses.replace(config, **{name: value for name, value in changes.items() if name in known})
 
 
