@@ -68,6 +68,15 @@ class Fit:
         """Whether it has been trained and summarised with as many steps."""
         return self.summary.exists() and json.loads(self.summary.read_text())["steps"] == steps
 
+    def check(self, steps: int) -> None:
+        """Refuse to train to a step that lies behind.
+
+        Raises:
+            ValueError: If the fit is beyond it.
+        """
+        if self.learner.step > steps:
+            raise ValueError(f"{self.folder} is at step {self.learner.step}, beyond {steps}; use another --runs")
+
     def train(
         self,
         steps: int,
@@ -82,9 +91,8 @@ class Fit:
             ValueError: If the fit is beyond it.
             FloatingPointError: If a loss is not finite.
         """
+        self.check(steps)
         learner = self.learner
-        if learner.step > steps:
-            raise ValueError(f"{self.folder} is at step {learner.step}, beyond {steps}; use another --runs")
         seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         while learner.step < steps:
             started = time.monotonic()

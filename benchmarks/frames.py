@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,23 +97,31 @@ def _dmc(task: str) -> Callable[[], Episodes]:
 SOURCES: dict[str, Callable[[], Episodes]] = {"car_racing": _car_racing, "cheetah-run": _dmc("cheetah-run")}
 
 
-def collect(episodes: Episodes, first_seed: int, count: int, after_frame: Callable[[], Any]) -> np.ndarray:
-    """Frames (count, 3, 64, 64), ``uint8``, of episodes with seeds from a number upwards."""
-    frames: list[np.ndarray] = []
+def collect(
+    episodes: Episodes, first_seed: int, count: int, folder: Path, after_frames: Callable[[int], Any]
+) -> np.ndarray:
+    """Frames (count, 3, 64, 64), ``uint8``, of episodes with seeds from a number upwards, which a folder keeps."""
+    found: list[np.ndarray] = []
+    missing = count
     for seed in itertools.count(first_seed):
-        for frame in episodes(seed):
-            frames.append(frame)
-            after_frame()
-            if len(frames) == count:
-                return np.stack(frames)
-    raise AssertionError("seeds never end")
+        path = folder / f"{seed}.npz"
+        if not path.exists():
+            frames = np.reshape(list(episodes(seed)), (-1, 3, *SIZE)).astype(np.uint8)
+            write_atomically(path, lambda file, frames=frames: np.savez_compressed(file, frames=frames))
+        with np.load(path) as episode:
+            found.append(episode["frames"][:missing])
+        missing -= len(found[-1])
+        after_frames(len(found[-1]))
+        if missing == 0:
+            break
+    return np.concatenate(found)
 
 
 def load_frames(path: Path, source: str, train: int, held_out: int) -> Frames:
-    """The frames in a file, collected if there is none.
+    """The frames in a file, collected if there is none; a collection that was killed goes on.
 
     Args:
-        path: An ``.npz`` file.
+        path: An ``.npz`` file; until it is there, a folder of its name holds episodes.
         source: A name in :data:`SOURCES`.
         train: Frames to train on.
         held_out: Frames to measure on, of other episodes.
@@ -121,11 +130,12 @@ def load_frames(path: Path, source: str, train: int, held_out: int) -> Frames:
         ValueError: If the file holds more or fewer.
     """
     if not path.exists():
-        episodes = SOURCES[source]()
+        episodes, folder = SOURCES[source](), path.with_name(f"{path.stem}_episodes")
         with progress_bar(train + held_out, "frame") as bar:
-            seen = collect(episodes, 0, train, bar.update)
-            unseen = collect(episodes, HELD_OUT_SEED, held_out, bar.update)
+            seen = collect(episodes, 0, train, folder, bar.update)
+            unseen = collect(episodes, HELD_OUT_SEED, held_out, folder, bar.update)
         write_atomically(path, lambda file: np.savez_compressed(file, train=seen, held_out=unseen))
+        shutil.rmtree(folder)
     with np.load(path) as arrays:
         frames = Frames(torch.from_numpy(arrays["train"]), torch.from_numpy(arrays["held_out"]))
     if (found := (len(frames.train), len(frames.held_out))) != (train, held_out):

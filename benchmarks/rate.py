@@ -180,7 +180,7 @@ def main() -> None:
                 "size": size,
                 "free_nats": nats,
                 **measure(autoencoder, frames.held_out),
-                "pca": principal_components_psnr(frames),
+                "pca": principal_components_psnr(frames, [LATENT_DIM])[LATENT_DIM],
                 "mean_frame": frames.mean_frame_psnr(),
                 "steps": int(files.read_metrics()[-1]["step"]),  # an older run may have gone on for longer
                 "batch_size": arguments.batch_size,

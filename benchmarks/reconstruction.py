@@ -4,16 +4,18 @@
 
 Trains each variant on the same batches of one-frame 64×64 images (the extras ``box2d`` and ``dmc``; ``quantized`` and
 ``diffusion`` for the variants that need them), one after the other, with a latent of 32 numbers where the latent is a
-vector. What is measured is measured on frames of other episodes, beside two rulers: the training frames' mean, and
-their principal components, as many as the latent has numbers. Frames and runs stay in ``--runs``: finished runs are
+vector. What is measured is measured on frames of other episodes, beside rulers: the training frames' mean, and their
+principal components, as many as a latent has numbers or codes. Frames and runs stay in ``--runs``: finished runs are
 not run again, a killed one goes on from its last checkpoint. Curves, table, summary and pictures of all finished runs
-go to ``benchmarks/results/reconstruction/<source>/`` after every run; ``--report`` only writes those.
+go to ``benchmarks/results/reconstruction/<source>/`` after every run; ``--report`` only writes those. The frames a
+second are measured then, of all runs one after the other.
 """
 
 import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,7 +42,7 @@ from rl_ae import (
     WorldModelsConfig,
 )
 from rl_ae.analysis.figures import last_frame
-from rl_ae.autoencoders import VAE, Encoder, HierarchicalVAE, PyramidVAE, VAEDecoder
+from rl_ae.autoencoders import VAE, DiffusionVAE, Encoder, FlowVAE, HierarchicalVAE, PyramidVAE, VAEDecoder
 from rl_ae.autoencoders.diffusion import DiffusionLikelihood
 from rl_ae.autoencoders.flow import FlowLikelihood
 from rl_ae.autoencoders.pyramid import LEVELS, level_channels, level_sizes
@@ -142,6 +144,7 @@ CURVE_EVERY = 500  # updates between two evaluations, each with a checkpoint
 CURVE_COLUMNS = ("step", "psnr", "psnr_latent", "kl", "bits", "seconds")
 #: Column of a summary → its heading in the table, and the format of a number there.
 SCORES = {
+    "numbers": ("numbers or codes", ",.0f"),
     "psnr": ("PSNR, dB", ".2f"),
     "psnr_latent": ("from the latent alone, dB", ".2f"),
     "kl": ("KL or code length, nats", ".1f"),
@@ -184,8 +187,8 @@ class Arguments:
         unknown = set(self.variants) - VARIANTS.keys()
         if unknown:
             raise ValueError(f"expected variants among {list(VARIANTS)}, got {sorted(unknown)}")
-        if min(self.steps, self.held_out) < 1 or self.frames < LATENT_DIM:
-            raise ValueError(f"expected steps and held_out ≥ 1 and frames ≥ {LATENT_DIM}, got {self}")
+        if min(self.steps, self.held_out) < 1 or self.frames < LATENT_DIM or min(self.seeds) < 0:
+            raise ValueError(f"expected steps and held_out ≥ 1, frames ≥ {LATENT_DIM} and seeds ≥ 0, got {self}")
 
 
 # ---------------------------------------------------------------------- what is measured
@@ -195,20 +198,22 @@ class Arguments:
 def measure(autoencoder: Autoencoder, frames: Frames) -> dict[str, float]:
     """PSNR of the latents' modes, KL of a draw, and bits a number of held-out frames.
 
-    Bits are those of the latent and of the frame's 256 levels given a draw of it: exact for mixtures of logistics,
-    bounds for a flow and a diffusion model. Where a mean is all that is decoded, levels have the probabilities of a
-    Gaussian around it, of the mean squared error of the frames that were trained on.
+    Bits are those of the latent and of the frame's 256 levels given a draw of it, or given its codes, and never given
+    skips: exact for mixtures of logistics, bounds for a flow and a diffusion model. Where a mean is all that is
+    decoded, levels have the probabilities of a Gaussian around it, of the mean squared error of the frames that were
+    trained on.
     """
     training = autoencoder.training
     autoencoder.eval()
     generator = torch.Generator().manual_seed(0)
     sample = to_unit(frames.train[:: max(len(frames.train) // 200, 1)])
-    sigma = (autoencoder.decode(autoencoder.encode(sample).sample(generator)) - sample).square().mean().sqrt()
+    z = told(autoencoder, autoencoder.encode(sample), generator)
+    sigma = (autoencoder.decode(z) - sample).square().mean().sqrt()
     columns: dict[str, list[Tensor]] = {"squares": [], "squares_latent": [], "kl": [], "nats": []}
     for batch in frames.held_out.split(100):
         images = to_unit(batch)
         latent = autoencoder.encode(images)
-        z = latent.sample(generator)
+        z = told(autoencoder, latent, generator)
         likelihood = autoencoder.likelihood(z)
         columns["squares"].append(squared_errors(autoencoder.decode(latent.mode), images))
         columns["squares_latent"].append(
@@ -226,6 +231,12 @@ def measure(autoencoder: Autoencoder, frames: Frames) -> dict[str, float]:
     }
 
 
+def told(autoencoder: Autoencoder, latent: Any, generator: torch.Generator) -> Tensor:
+    """What :func:`code_length` counts, (B, D): a draw, without skips; codes, which are no mixture of some."""
+    z: Tensor = latent.mode if isinstance(latent, QuantizedLatent | StochasticLatent) else latent.sample(generator)
+    return z[:, : autoencoder.latent_dim]
+
+
 def squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
     """Mean over an image's numbers, (B,)."""
     return (decoded - images).square().mean(dim=(1, 2, 3))
@@ -238,9 +249,16 @@ def code_length(autoencoder: Autoencoder, latent: Any, z: Tensor) -> Tensor:
     if isinstance(latent, HierarchicalLatent):
         return latent.kl(z).sum(dim=1)
     if isinstance(latent, QuantizedLatent | StochasticLatent):
-        positions = latent.indices[0].numel()
-        return torch.full((len(z),), positions * math.log(autoencoder.config.codes))
+        return torch.full((len(z),), count_numbers(autoencoder) * math.log(autoencoder.config.codes))
     return torch.full((len(z),), math.inf)
+
+
+@torch.no_grad()
+def count_numbers(autoencoder: Autoencoder) -> int:
+    """How many numbers a latent is, or how many codes."""
+    latent: Any = autoencoder.encode(torch.zeros(1, *autoencoder.observation_shape))
+    codes = isinstance(latent, QuantizedLatent | StochasticLatent)
+    return latent.indices[0].numel() if codes else autoencoder.latent_dim
 
 
 def level_log_probability(likelihood: Likelihood, images: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
@@ -248,10 +266,24 @@ def level_log_probability(likelihood: Likelihood, images: Tensor, sigma: Tensor,
     if isinstance(likelihood, LogisticMixture):
         return likelihood.log_prob(images)
     if isinstance(likelihood, DiffusionLikelihood):
-        return level_log_prob(likelihood._replace(weighting="elbo"), images, generator=generator)
+        return diffusion_level_log_probability(likelihood, images, generator)
     if isinstance(likelihood, FlowLikelihood):
         return level_log_prob(likelihood, images, generator=generator)
     return gaussian_level_log_probability(likelihood.mean, images, sigma)
+
+
+def diffusion_level_log_probability(
+    likelihood: DiffusionLikelihood, images: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Lower bound of the levels' log-probability, (B,), whose mean is of every noise level alike.
+
+    Of each image there are as many copies as together take every level once: a few levels out of a thousand have
+    nearly all the weight, and a batch that misses them says nothing.
+    """
+    copies = math.ceil(len(likelihood.diffusion.sigmas) / len(images))
+    repeated = likelihood._replace(maps=likelihood.maps.repeat(copies, 1, 1, 1), weighting="elbo")
+    log_probability = level_log_prob(repeated, images.repeat(copies, 1, 1, 1), generator=generator)
+    return log_probability.unflatten(0, (copies, -1)).mean(dim=0)
 
 
 def gaussian_level_log_probability(mean: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
@@ -281,15 +313,17 @@ def frames_per_second(autoencoder: Autoencoder, frames: Frames) -> float:
     return len(images) / float(np.median(seconds))
 
 
-def principal_components_psnr(frames: Frames, components: int = LATENT_DIM) -> float:
-    """PSNR of the held-out frames' projections on the training frames' first principal components."""
+def principal_components_psnr(frames: Frames, counts: Sequence[int]) -> dict[int, float]:
+    """PSNR of the held-out frames' projections on so many first principal components of the training frames."""
     train, held_out = (to_unit(part).flatten(start_dim=1) for part in (frames.train, frames.held_out))
     mean = train.mean(dim=0)
     torch.manual_seed(0)
-    wider = min(2 * components, *train.shape)  # without which the last ones are far from exact
-    _, _, found = torch.pca_lowrank(train - mean, q=wider, center=False, niter=4)
-    axes, centred = found[:, :components], held_out - mean
-    return psnr((centred - centred @ axes @ axes.T).square().mean()).item()
+    wider = min(2 * max(counts), *train.shape)  # without which the last ones are short of exact
+    _, _, components = torch.pca_lowrank(train - mean, q=wider, center=False, niter=4)
+    centred = held_out - mean
+    scores = centred @ components
+    rest = {count: centred - scores[:, :count] @ components[:, :count].T for count in counts}
+    return {count: psnr(errors.square().mean()).item() for count, errors in rest.items()}
 
 
 # ---------------------------------------------------------------------- the fits and the report
@@ -309,7 +343,7 @@ def fit_of(arguments: Arguments, source: str, variant: str, seed: int) -> Fit:
 def finished(arguments: Arguments, source: str) -> list[dict[str, Any]]:
     """What all runs reached that have as many steps, in the order of VARIANTS and seeds."""
     records = [json.loads(path.read_text()) for path in (arguments.runs / source).glob("*/summary.json")]
-    records = [record for record in records if record["steps"] == arguments.steps]
+    records = [record for record in records if record["steps"] == arguments.steps and record["variant"] in VARIANTS]
     return sorted(records, key=lambda record: (list(VARIANTS).index(record["variant"]), record["seed"]))
 
 
@@ -320,9 +354,9 @@ def summarise(fit: Fit, source: str, frames: Frames) -> dict[str, Any]:
         "variant": fit.variant,
         "seed": fit.seed,
         "steps": fit.learner.step,
-        **{name: last[name] for name in CURVE_COLUMNS if name != "step"},
+        **{name: last[name] if math.isfinite(last[name]) else None for name in CURVE_COLUMNS if name != "step"},
+        "numbers": count_numbers(autoencoder),
         "parameters": sum(parameter.numel() for parameter in autoencoder.parameters()),
-        "frames_per_second": frames_per_second(autoencoder, frames),
         "command": f"python -m benchmarks.reconstruction --sources {source} --variants {fit.variant} "
         f"--seeds {fit.seed} --steps {fit.learner.step} --frames {len(frames.train)} --held-out {len(frames.held_out)}",
         "config": VARIANTS[fit.variant].to_dict(),
@@ -336,30 +370,40 @@ def table(records: list[dict[str, Any]], rulers: dict[str, float]) -> str:
     headings = ["variant", "seed", "steps", *(heading for heading, _ in SCORES.values())]
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for name, value in rulers.items():
-        lines.append(f"| {' | '.join([name, '', '', f'{value:.2f}', *[''] * (len(SCORES) - 1)])} |")
+        lines.append(f"| {' | '.join([name, '', '', '', f'{value:.2f}', *[''] * (len(SCORES) - 2)])} |")
     for record in records:
         cells = [record["variant"], str(record["seed"]), f"{record['steps']:,}"]
         for name, (_, form) in SCORES.items():
-            cells.append(f"{record[name]:{form}}" if math.isfinite(record[name]) else "–")
+            cells.append("–" if record[name] is None else f"{record[name]:{form}}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def draw(autoencoder: VAE | HierarchicalVAE) -> Tensor:
+    """Images of the prior: means, but of a flow and a diffusion model draws, which alone show what they describe."""
+    generator = torch.Generator().manual_seed(0)
+    if not isinstance(autoencoder, FlowVAE | DiffusionVAE):
+        return autoencoder.sample(SHOWN, generator=generator)
+    likelihood = autoencoder.likelihood(torch.randn(SHOWN, LATENT_DIM, generator=generator))
+    return likelihood.sample(generator).clamp(0.0, 1.0)
+
+
 @torch.no_grad()
 def plot(arguments: Arguments, source: str, records: list[dict[str, Any]], frames: Frames) -> None:
-    """Held-out frames, what each variant's first seed makes of them, and what it draws from its prior."""
+    """Held-out frames, what each variant's first seed makes of them, and draws from its prior if it has one."""
     shown = to_unit(frames.held_out[np.linspace(0, len(frames.held_out) - 1, SHOWN).round()])
     rows = {"frame": shown}
-    for record in {record["variant"]: record for record in reversed(records)}.values():
-        name = record["variant"]
+    first_seeds: dict[str, dict[str, Any]] = {}
+    for record in records:
+        first_seeds.setdefault(record["variant"], record)
+    for name, record in first_seeds.items():
         autoencoder = fit_of(arguments, source, name, record["seed"]).learner.autoencoder.eval()
         mode = autoencoder.encode(shown).mode
         rows[name] = autoencoder.decode(mode[:, : autoencoder.latent_dim])
         if isinstance(autoencoder, SkippingPyramid):
             rows[f"{name}, with skips"] = autoencoder.decode(mode)
         if isinstance(autoencoder, VAE | HierarchicalVAE):
-            generator = torch.Generator().manual_seed(0)
-            rows[f"{name}, samples"] = autoencoder.sample(SHOWN, generator=generator)
+            rows[f"{name}, samples"] = draw(autoencoder)
     tiles = [np.concatenate(list(last_frame(images, frame_channels=3)), axis=1) for images in rows.values()]
     figure = Figure(figsize=(SHOWN + 2.5, len(tiles)), layout="constrained")
     axes = figure.subplots()
@@ -381,11 +425,15 @@ def report(arguments: Arguments, source: str) -> str:
         raise FileNotFoundError(f"no finished run of {arguments.steps} steps in {arguments.runs / source}")
     frames, folder = frames_of(arguments, source), arguments.results / source
     for record in records:
-        rows = fit_of(arguments, source, record["variant"], record["seed"]).rows
-        write_rows(folder / f"{record['variant']}_seed{record['seed']}.csv", rows, CURVE_COLUMNS)
+        fit = fit_of(arguments, source, record["variant"], record["seed"])
+        write_rows(folder / f"{record['variant']}_seed{record['seed']}.csv", fit.rows, CURVE_COLUMNS)
+        record["frames_per_second"] = frames_per_second(fit.learner.autoencoder, frames)
+    counts = sorted({LATENT_DIM} | {record["numbers"] for record in records if record["numbers"] <= len(frames.train)})
     rulers = {
         "mean frame": frames.mean_frame_psnr(),
-        f"{LATENT_DIM} principal components": principal_components_psnr(frames),
+        **{
+            f"{count} principal components": value for count, value in principal_components_psnr(frames, counts).items()
+        },
     }
     text = table(records, rulers)
     write_atomically(folder / "table.md", lambda path: path.write_text(text + "\n"))
@@ -402,6 +450,10 @@ def train_all(arguments: Arguments) -> None:
         for seed in arguments.seeds
         for variant in arguments.variants
     ]
+    for source in arguments.sources:
+        frames_of(arguments, source)
+    for job in jobs:  # what is missing or does not fit is said now, not hours later
+        fit_of(arguments, *job).check(arguments.steps)
     with progress_bar(len(jobs) * arguments.steps, "step") as bar:
         for source, variant, seed in jobs:
             fit, frames = fit_of(arguments, source, variant, seed), frames_of(arguments, source)

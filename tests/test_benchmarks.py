@@ -32,8 +32,10 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.fitting import Fit
+from benchmarks.frames import HELD_OUT_SEED, SOURCES, load_frames
 from benchmarks.records import in_new_process
-from rl_ae import Autoencoder, cli
+from rl_ae import Autoencoder, DiffusionConfig, cli, create_autoencoder
+from rl_ae.autoencoders.diffusion import Diffusion
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.losses import psnr
 from rl_ae.pixels import to_unit
@@ -129,25 +131,111 @@ def test_codes_are_compared_on_frames_of_other_episodes(run, monkeypatch):
     run(codes, *flags)
 
 
-def test_autoencoders_are_compared_on_frames_of_other_episodes(run, monkeypatch):
-    flags = "--sources car_racing --variants rae pyramid_skips hierarchical --steps 2 --frames 40 --held-out 6".split()
-    results = run(reconstruction, *flags) / "car_racing"
+def test_autoencoders_are_compared_on_frames_of_other_episodes(run, monkeypatch, tmp_path):
+    variants = ["rae", "pyramid_skips", "hierarchical", "sqvae"]
+    flags = ["--sources", "car_racing", "--steps", "2", "--frames", "40", "--held-out", "6", "--variants"]
+    results = run(reconstruction, *flags, *reversed(variants)) / "car_racing"
     summary = json.loads((results / "summary.json").read_text())
-    mean_frame, components = summary["rulers"].values()
-    assert 0 < mean_frame < components < 100
-    rae, skips, hierarchical = summary["runs"]
-    assert [record["variant"] for record in summary["runs"]] == ["rae", "pyramid_skips", "hierarchical"]
-    for record in summary["runs"]:
+    runs = dict(zip(variants, summary["runs"], strict=True))
+    assert [record["variant"] for record in summary["runs"]] == variants
+    assert [record["numbers"] for record in summary["runs"]] == [32, 32, 416, 64]
+
+    arguments = reconstruction.Arguments(runs=tmp_path / "runs", steps=2, frames=40, held_out=6)
+    frames = reconstruction.frames_of(arguments, "car_racing")
+    train, held_out = to_unit(frames.train), to_unit(frames.held_out)
+    mean = train.mean(dim=0)
+    axes = torch.linalg.svd((train - mean).flatten(1), full_matrices=False).Vh[:32]
+    centred = (held_out - mean).flatten(1)
+    assert summary["rulers"] == {
+        "mean frame": pytest.approx(psnr(centred.square().mean()).item(), abs=1e-3),
+        "32 principal components": pytest.approx(
+            psnr((centred - centred @ axes.T @ axes).square().mean()).item(), abs=0.01
+        ),
+    }
+    for variant, record in runs.items():
         assert {"command", "machine", "config", *reconstruction.SCORES} <= record.keys()
-        curve = read(results / f"{record['variant']}_seed0.csv")
+        curve = read(results / f"{variant}_seed0.csv")
         assert [row["step"] for row in curve] == ["2"] and float(curve[0]["psnr"]) == record["psnr"]
-    assert rae["bits"] == rae["kl"] == float("inf")
-    assert skips["psnr_latent"] != skips["psnr"] and hierarchical["psnr_latent"] == hierarchical["psnr"]
-    assert 0 < skips["bits"] < 20 and 0 < hierarchical["bits"] < 20
-    assert len((results / "table.md").read_text().splitlines()) == 2 + 2 + 3
+        autoencoder = reconstruction.fit_of(arguments, "car_racing", variant, 0).learner.autoencoder.eval()
+        with torch.no_grad():
+            latent = autoencoder.encode(held_out)
+            for name, z in (("psnr", latent.mode), ("psnr_latent", latent.mode[:, : autoencoder.latent_dim])):
+                error = (autoencoder.decode(z) - held_out).square().mean()
+                assert record[name] == pytest.approx(psnr(error).item(), abs=1e-3)
+            told = reconstruction.told(autoencoder, latent, torch.Generator())
+            assert told.shape == (6, autoencoder.latent_dim)
+            if variant == "pyramid_skips":
+                kl = 0.5 * (latent.mu.square() + latent.logvar.exp() - 1.0 - latent.logvar).sum(dim=1).mean()
+                assert record["kl"] == pytest.approx(kl.item(), rel=1e-4) and record["psnr"] != record["psnr_latent"]
+            if variant == "sqvae":
+                assert torch.equal(told, latent.mode)
+                sigma = (autoencoder.decode(autoencoder.encode(train).mode) - train).square().mean().sqrt()
+                mass = reconstruction.gaussian_level_log_probability(autoencoder.decode(told), held_out, sigma)
+                assert record["kl"] == pytest.approx(64 * np.log(512))
+                assert record["bits"] == pytest.approx(
+                    (record["kl"] - mass.mean().item()) / (12_288 * np.log(2)), rel=1e-4
+                )
+    assert runs["rae"]["bits"] is runs["rae"]["kl"] is None
+    assert 0 < runs["pyramid_skips"]["bits"] < 20 and 0 < runs["hierarchical"]["bits"] < 20
+    assert len((results / "table.md").read_text().splitlines()) == 2 + 2 + 4
     assert (results / "frames.png").stat().st_size > 0
     forbid_training(monkeypatch, Fit)
-    run(reconstruction, *flags)
+    run(reconstruction, *flags, *variants)
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(run, monkeypatch, tmp_path):
+    flags = ["--sources", "car_racing", "--frames", "40", "--held-out", "6", "--variants"]
+    frames = torch.zeros(46, 3, 64, 64, dtype=torch.uint8)
+    (tmp_path / "runs").mkdir()
+    np.savez(tmp_path / "runs/car_racing.npz", train=frames[:40], held_out=frames[40:])
+    run(reconstruction, *flags, "rae", "--steps", "2")
+    forbid_training(monkeypatch, Fit)
+    with pytest.raises(ValueError, match="rae_0 is at step 2, beyond 1; use another --runs"):
+        run(reconstruction, *flags, "conv_vae", "rae", "--steps", "1")
+    with pytest.raises(ValueError, match="seeds ≥ 0"):
+        reconstruction.Arguments(seeds=(-1,))
+
+
+def test_a_collection_of_frames_that_was_killed_goes_on(monkeypatch, tmp_path):
+    played = []
+
+    def episode(seed):
+        if len(played) == 3:
+            played.append("killed")
+            raise KeyboardInterrupt
+        played.append(seed)
+        yield from np.full((4, 3, 64, 64), seed % 256, np.uint8)
+
+    monkeypatch.setitem(SOURCES, "car_racing", lambda: episode)
+    path = tmp_path / "car_racing.npz"
+    with pytest.raises(KeyboardInterrupt):
+        load_frames(path, "car_racing", 10, 6)
+    frames = load_frames(path, "car_racing", 10, 6)
+    assert frames.train[:, 0, 0, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    assert len(frames.held_out) == 6 and not (frames.held_out[0] == frames.held_out[4]).all()
+    assert played == [0, 1, 2, "killed", HELD_OUT_SEED, HELD_OUT_SEED + 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_diffusion_models_bits_are_of_every_noise_level_alike(monkeypatch):
+    pytest.importorskip("diffusers", reason="the extra diffusion is missing")
+    drawn = []
+
+    def velocity_errors(self, images, maps, levels, generator):
+        drawn.append(levels)
+        return images.flatten(1)[:, 0] * (levels == 0)  # all that a frame is worth is seen at one level
+
+    monkeypatch.setattr(Diffusion, "velocity_errors", velocity_errors)
+    autoencoder = create_autoencoder(DiffusionConfig(latent_dim=2, diffusion_steps=40, sample_steps=8), (3, 16, 16))
+    images = torch.full((10, 3, 16, 16), 200 / 255)
+    with torch.no_grad():
+        likelihood = autoencoder.likelihood(torch.zeros(10, 2))
+        bounds = reconstruction.diffusion_level_log_probability(likelihood, images, torch.Generator())
+    assert drawn[0].bincount().tolist() == [1] * 40 and bounds.shape == (10,)
+    diffusion = likelihood.diffusion
+    constant = 768 * (diffusion.elbo_constant - 8 * np.log(2))
+    expected = constant - diffusion.elbo_weights[0].item() * 200.5 / 256 / 40
+    assert bounds.mean().item() == pytest.approx(expected, abs=diffusion.elbo_weights[0].item() / 256 / 40)
 
 
 def test_a_discretised_gaussian_gives_its_mass_to_the_levels():
