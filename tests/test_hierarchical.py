@@ -11,6 +11,7 @@ from test_variants import squares
 
 from rl_ae import HierarchicalConfig, create_autoencoder, create_learner
 from rl_ae.analysis import plot_samples
+from rl_ae.autoencoders.hierarchical import ResidualCell
 from rl_ae.latents import Descent, GaussianLatent, HierarchicalLatent, ResidualGaussian, split_groups
 from rl_ae.losses import HierarchicalLoss, balance_weights, psnr
 from rl_ae.sb3 import SACAE, AutoencoderExtractor, AuxiliaryLossCallback
@@ -435,3 +436,8 @@ def test_bad_arguments_are_refused():
     for groups, beta, message in (((), 1.0, r"at least one; got \(\)"), ((1,), -1.0, "beta must be ≥ 0")):
         with pytest.raises(ValueError, match=message):
             HierarchicalLoss(groups, beta)
+
+
+def test_a_cell_adds_a_tenth_of_what_its_layers_say():
+    cell, maps = ResidualCell(8), torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(cell(maps), maps + 0.1 * cell.layers(maps))
