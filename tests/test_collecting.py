@@ -260,6 +260,17 @@ def test_the_estimate_is_by_policy(tmp_path, monkeypatch):
         collecting._check_disk(config, collecting.DataSet.at(tmp_path), facts)
 
 
+def test_the_most_that_episodes_can_take_is_said_before_they_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", free(10_000_000))
+    config, data_set = CollectConfig(env="Pendulum-v1", size=(10, 20), action_repeat=3), collecting.DataSet.at(tmp_path)
+    env = open_player(config, "random").env
+    longest = collecting._time_limit(env, 3)
+    env.close()
+    assert longest == 67  # of 200 steps
+    said = collecting._most_disk(config, data_set, 50, longest)
+    assert said == "50 episodes to collect, 0.6 kB a frame before compression, 2.0 MB at most; 10.0 MB of disk are free"
+
+
 def test_a_disk_that_is_too_small_is_refused_early(dots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", free(1_000))
     config = with_kwargs(DOTS, pause=0.1)
@@ -442,8 +453,9 @@ def test_places_that_are_taken(dots, tmp_path):
 def test_the_command(tmp_path, capsys):
     arguments = "collect --env fragile:Fragile-v0 --episodes 1 --policy held --size 24 24 --grayscale --out".split()
     cli.main([*arguments, str(tmp_path / "dots")])
-    output = capsys.readouterr().out
+    output, announced = capsys.readouterr()
     assert "1 episodes" in output and "rl-ae pretrain --data" in output
+    assert "1 episodes to collect, 0.6 kB a frame before compression; " in announced  # whose length nobody limits
     assert minari.MinariDataset(tmp_path / "dots/data")[0].observations.shape[1:] == (24, 24, 1)
     with pytest.raises(SystemExit, match=r"rl-ae: unknown policy, .*'none'"):
         cli.main([*arguments, str(tmp_path / "other"), "--policy", "none"])

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -357,6 +358,7 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
             stack.callback(player.env.close)
         env = players[config.policy[0]].env
         env_spec, action_space = _full_spec(env), env.action_space
+        longest = config.max_steps or _time_limit(env, config.action_repeat)
     with locked(data_set.folder, "collects"):
         # what has been published stays
         config = dataclasses.replace(config, episodes=max(config.episodes, data_set.published_episodes))
@@ -368,6 +370,7 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
         }
         # a process that was killed may have collected the last episode and not published it
         if min(len(facts), data_set.published_episodes) < config.episodes:
+            print(_most_disk(config, data_set, config.episodes - len(facts), longest), file=sys.stderr)
             _collect_missing(config, data_set, workers, facts)
             publish(
                 data_set,
@@ -379,6 +382,12 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
             )
     steps, sizes = zip(*facts.values(), strict=True)
     return Collection(data_set.folder, data_set.name, len(facts), sum(steps) + len(facts), sum(sizes))
+
+
+def _time_limit(env: gym.Env[Any, Any], action_repeat: int) -> int | None:
+    """The most steps of an episode; None where that is not known."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    return None if limit is None else math.ceil(limit / action_repeat)
 
 
 def _full_spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
@@ -450,6 +459,17 @@ def _collect_missing(config: CollectConfig, data_set: DataSet, workers: int, fac
             if not announced and every_policy and len(facts) < total:
                 bar.write(_check_disk(config, data_set, facts), file=sys.stderr)
                 announced = True
+
+
+def _most_disk(config: CollectConfig, data_set: DataSet, episodes: int, longest: int | None) -> str:
+    """What episodes can take at most, in one line: before any of them tells how well its frames are compressed."""
+    frame = math.prod(config.frame_shape)
+    most = "" if longest is None else f", {episodes * (longest + 1) * frame / 1e6:,.1f} MB at most"
+    free = shutil.disk_usage(data_set.folder).free
+    return (
+        f"{episodes} episodes to collect, {frame / 1e3:.1f} kB a frame before compression{most}; {free / 1e6:,.1f} MB "
+        "of disk are free"
+    )
 
 
 def _check_disk(config: CollectConfig, data_set: DataSet, facts: Mapping[int, EpisodeFacts]) -> str:
