@@ -399,7 +399,9 @@ def test_rate_and_distortion_are_of_episodes_never_trained_on(run, monkeypatch, 
     with torch.no_grad():
         latent = autoencoder.encode(images)
         assert record["nats"] == pytest.approx(latent.kl().sum(dim=1).mean().item(), rel=1e-4)
-        assert record["psnr"] == pytest.approx(psnr((autoencoder.decode(latent.mode) - images).square().mean()).item())
+        errors = (autoencoder.decode(latent.mode) - images).square().mean(dim=(1, 2, 3))
+        assert record["psnr"] == pytest.approx(psnr(errors.mean()).item())
+        assert record["median_psnr"] == pytest.approx(psnr(errors.median()).item())
     assert {path.name for path in results.iterdir()} == {"summary.json", "table.md", "curve.png", "frames_56x64_2.png"}
     (results / "summary.json").unlink()
     run(rate, *flags[:-3], "1", *flags[-2:])  # fewer steps than were made
