@@ -184,7 +184,7 @@ def test_a_killed_process_takes_no_other_run_with_it(tmp_path):
     assert [session["step"] > 0 for session in sessions] == [False, True]
 
 
-def wait_for_step(waited, step, seconds=120.0):
+def wait_for_step(waited, step, seconds=400.0):
     """Until a run's checkpoint is past a step."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -240,7 +240,7 @@ def test_from_the_command_line_a_stopped_grid_goes_on(tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.startswith("done    smoke/Pendulum-v1/sac_ae_smoke+")
 
 
-def wait_for_beat(waited, step=12, seconds=120.0):
+def wait_for_beat(waited, step=12, seconds=400.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         progress = Run(waited.folder).progress
@@ -256,7 +256,7 @@ def wait_for_beat(waited, step=12, seconds=120.0):
 @pytest.fixture
 def cluster(monkeypatch):
     """A head that computes nothing, and two nodes of one core each: three raylets."""
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "10")  # a busy machine's node is late, and not dead
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
