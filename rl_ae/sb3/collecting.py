@@ -370,7 +370,8 @@ def collect(config: CollectConfig, out: str | Path, workers: int = 1) -> Collect
         }
         # a process that was killed may have collected the last episode and not published it
         if min(len(facts), data_set.published_episodes) < config.episodes:
-            print(_most_disk(config, data_set, config.episodes - len(facts), longest), file=sys.stderr)
+            if missing := config.episodes - len(facts):
+                print(_most_disk(config, data_set, missing, longest), file=sys.stderr)
             _collect_missing(config, data_set, workers, facts)
             publish(
                 data_set,
