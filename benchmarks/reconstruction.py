@@ -3,12 +3,12 @@
     python -m benchmarks.reconstruction --sources car_racing cheetah-run --steps 5000
 
 Trains each variant on the same batches of one-frame 64×64 images (the extras ``box2d`` and ``dmc``; ``quantized`` and
-``diffusion`` for the variants that need them), one after the other, with a latent of 32 numbers where the latent is a
-vector. What is measured is measured on frames of other episodes, beside rulers: the training frames' mean, and their
-principal components, as many as a latent has numbers or codes. Frames and runs stay in ``--runs``: finished runs are
-not run again, a killed one goes on from its last checkpoint. Curves, table, summary and pictures of all finished runs
-go to ``benchmarks/results/reconstruction/<source>/`` after every run; ``--report`` only writes those. The frames a
-second are measured then, of all runs one after the other.
+``diffusion`` for the variants that need them), one after the other, with a latent of 32 numbers or 64 codes. What is
+measured is measured on frames of other episodes, beside rulers: the training frames' mean, and their principal
+components, as many as a latent has numbers or codes. Frames and runs stay in ``--runs``: finished runs are not run
+again, a killed one goes on from its last checkpoint. Curves, table, summary and pictures of all finished runs go to
+``benchmarks/results/reconstruction/<source>/`` after every run; ``--report`` only writes those. The frames a second are
+measured then, of all runs one after the other.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ VARIANTS: dict[str, AutoencoderConfig] = {
     "pyramid": PyramidConfig(**_GAUSSIAN),
     "pyramid_skips": SkippingConfig(skip_dropout=0.0, **_GAUSSIAN),
     "pyramid_skip_dropout": SkippingConfig(skip_dropout=0.5, **_GAUSSIAN),
-    "hierarchical": HierarchicalConfig(),
+    "hierarchical": HierarchicalConfig(halvings=4, groups=(4, 1), latent_channels=1),  # 4·2·2 + 4·4 numbers
     "vqvae": VQVAEConfig(),
     "sqvae": SQVAEConfig(),
     "flow": FlowConfig(target_bits=8, **_GAUSSIAN),
