@@ -140,6 +140,7 @@ VARIANTS: dict[str, AutoencoderConfig] = {
     "diffusion": DiffusionConfig(**_GAUSSIAN),
 }
 BATCH_SIZE = 16  # more updates in the same time
+COOLDOWN = 0.2  # of all updates: 500 of them gave World Models' VAE a decibel
 CURVE_EVERY = 500  # updates between two evaluations, each with a checkpoint
 CURVE_COLUMNS = ("step", "psnr", "psnr_latent", "kl", "bits", "seconds")
 #: Column of a summary → its heading in the table, and the format of a number there.
@@ -165,7 +166,7 @@ class Arguments:
         sources: Where frames come from.
         variants: Names in VARIANTS.
         seeds: Training seeds.
-        steps: Updates of every run; a run with fewer goes on.
+        steps: Updates of every run, in whose last fifth the step sizes fall to 0.
         runs: Folder of the frames and the runs.
         report: Only write the results of the finished runs.
         results: Folder of the results.
@@ -337,7 +338,7 @@ def frames_of(arguments: Arguments, source: str) -> Frames:
 def fit_of(arguments: Arguments, source: str, variant: str, seed: int) -> Fit:
     """A variant's and seed's, as far as it has got."""
     config = VARIANTS[variant].for_shape(SHAPE)
-    return Fit(arguments.runs / source / f"{variant}_{seed}", variant, config, seed, BATCH_SIZE)
+    return Fit(arguments.runs / source / f"{variant}_{seed}", variant, config, seed, BATCH_SIZE, COOLDOWN)
 
 
 def finished(arguments: Arguments, source: str) -> list[dict[str, Any]]:
@@ -361,6 +362,7 @@ def summarise(fit: Fit, source: str, frames: Frames) -> dict[str, Any]:
         f"--seeds {fit.seed} --steps {fit.learner.step} --frames {len(frames.train)} --held-out {len(frames.held_out)}",
         "config": VARIANTS[fit.variant].to_dict(),
         "batch_size": BATCH_SIZE,
+        "cooldown": COOLDOWN,
         "machine": describe_machine(),
     }
 

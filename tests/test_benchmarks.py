@@ -1,5 +1,6 @@
 """The benchmark scripts at a size of seconds: what they write, and that a finished run is not run again."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -34,7 +35,7 @@ from benchmarks import (
 from benchmarks.fitting import Fit
 from benchmarks.frames import HELD_OUT_SEED, SOURCES, load_frames
 from benchmarks.records import in_new_process
-from rl_ae import Autoencoder, DiffusionConfig, cli, create_autoencoder
+from rl_ae import Autoencoder, ConvConfig, DiffusionConfig, RAEConfig, cli, create_autoencoder
 from rl_ae.autoencoders.diffusion import Diffusion
 from rl_ae.envs import PixelConfig, make_pixel_env
 from rl_ae.losses import psnr
@@ -138,7 +139,7 @@ def test_autoencoders_are_compared_on_frames_of_other_episodes(run, monkeypatch,
     summary = json.loads((results / "summary.json").read_text())
     runs = dict(zip(variants, summary["runs"], strict=True))
     assert [record["variant"] for record in summary["runs"]] == variants
-    assert [record["numbers"] for record in summary["runs"]] == [32, 32, 416, 64]
+    assert [record["numbers"] for record in summary["runs"]] == [32, 32, 32, 64]
 
     arguments = reconstruction.Arguments(runs=tmp_path / "runs", steps=2, frames=40, held_out=6)
     frames = reconstruction.frames_of(arguments, "car_racing")
@@ -181,6 +182,46 @@ def test_autoencoders_are_compared_on_frames_of_other_episodes(run, monkeypatch,
     assert (results / "frames.png").stat().st_size > 0
     forbid_training(monkeypatch, Fit)
     run(reconstruction, *flags, *variants)
+
+
+def test_a_fit_that_was_killed_while_it_cooled_down_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    frames = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
+    config = RAEConfig(latent_dim=4, conv=ConvConfig(filters=(4, 4), strides=(2, 2))).for_shape((3, 16, 16))
+    used = []
+
+    def fit(name, cooldown=0.5):
+        return Fit(tmp_path / name, "rae", config, 0, 4, cooldown)
+
+    def train(name, steps, killed_after=None):
+        fitted = fit(name)
+        update = fitted.learner.update
+
+        def spy(images):
+            used.append({group["lr"] for optimizer in fitted.learner.optimizers for group in optimizer.param_groups})
+            return update(images)
+
+        def after_step():
+            if fitted.learner.step == killed_after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(fitted.learner, "update", spy)
+        with pytest.raises(KeyboardInterrupt) if killed_after else contextlib.nullcontext():
+            fitted.train(steps, frames, lambda autoencoder: {}, 1, after_step)
+        return fitted.learner.autoencoder.state_dict()
+
+    whole = train("whole", 8)
+    assert used == [{1e-3 * share} for share in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)]
+    train("parts", 8, killed_after=3)
+    train("parts", 8, killed_after=6)
+    with pytest.raises(ValueError, match="cooled down for 8 steps, not for 12"):
+        train("parts", 12)
+    parts = train("parts", 8)
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    train("early", 8, killed_after=3)
+    with pytest.raises(ValueError, match="at step 3 and not cooled down, which for 4 steps begins at 2"):
+        train("early", 4)
+    train("early", 6)  # where nothing has been cooled down, another number of steps is as good
+    assert fit("early").cooled_for == 6
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(run, monkeypatch, tmp_path):
