@@ -437,16 +437,20 @@ class PyramidConfig(ELBOConfig):
         frame_channels: Channels of each frame of a stack: 3 of coloured frames, whose channels depend on each other, 1
             of grey ones. If ``None``, 3 if the image's channels are a multiple of it, else 1: three stacked grey frames
             must be told from a coloured one.
+        mean_weight: Weight of the squared error of the mean image in the loss, beside its nats; 0 leaves the ELBO.
+            Rendered frames have few colours, and most of their nats are in hitting those exactly: driven by nats
+            alone, a decoder learnt the colours and hardly read the latent, with means worse than the mean frame.
     """
 
     latent_dim: int = 50
     base_channels: int = 16
     num_mixtures: int = 3
     frame_channels: Literal[1, 3] | None = None
+    mean_weight: float = 1_000.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, positive=("latent_dim", "base_channels", "num_mixtures"))
+        _require(self, positive=("latent_dim", "base_channels", "num_mixtures"), non_negative=("mean_weight",))
         if self.frame_channels not in (None, 1, 3):
             raise ValueError(f"frame_channels must be 1, 3 or None, got {self.frame_channels}")
         if self.target_bits is not None:

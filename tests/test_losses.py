@@ -618,6 +618,7 @@ def test_names_and_shapes_are_checked():
     [
         lambda: VAELoss(beta=-0.5),
         lambda: VAELoss(free_nats=-0.5),
+        lambda: VAELoss(mean_weight=-0.5),
         lambda: BetaBLoss(-0.5, 0.0, 25.0, 10),
         lambda: BTCLoss(beta=-0.5),
         lambda: FactorLoss(Discriminator(2, 4, 2), gamma=-0.5),

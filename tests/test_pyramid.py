@@ -465,15 +465,21 @@ def test_frames_are_as_the_config_says():
         create_autoencoder(PyramidConfig(frame_channels=3), (4, 16, 16))
 
 
-def test_its_loss_is_the_elbo_in_nats():
-    loss = create_loss(PyramidConfig(beta=0.5, free_nats=2.0, warmup_steps=3).for_shape((3, 16, 16)))
+@pytest.mark.parametrize("mean_weight", [0.0, 50.0])
+def test_its_loss_is_the_elbo_in_nats_and_the_error_of_the_mean(mean_weight):
+    config = PyramidConfig(beta=0.5, free_nats=2.0, warmup_steps=3, mean_weight=mean_weight)
+    loss = create_loss(config.for_shape((3, 16, 16)))
     assert isinstance(loss, VAELoss) and (loss.beta, loss.free_nats, loss.warmup_steps) == (0.5, 2.0, 3)
-    learner = create_learner(PyramidConfig(base_channels=2, per_element=False), (3, 16, 16))
+    config = PyramidConfig(base_channels=2, per_element=False, mean_weight=mean_weight)
+    learner = create_learner(config, (3, 16, 16))
     observations = images(4, 3, 16, 16)
     evaluated = learner.losses(observations)
-    nats = -learner.autoencoder.likelihood(evaluated.z).log_prob(observations).mean()
+    likelihood = learner.autoencoder.likelihood(evaluated.z)
+    nats = -likelihood.log_prob(observations).mean()
     assert evaluated.terms["reconstruction"].item() == pytest.approx(nats.item(), rel=1e-5)
-    expected = nats + evaluated.latent.kl().sum(dim=1).mean()
+    error = (likelihood.mean - observations).square().sum() / 4
+    assert ("squared_error" in evaluated.terms) == (mean_weight > 0.0)
+    expected = nats + evaluated.latent.kl().sum(dim=1).mean() + mean_weight * error
     assert evaluated.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -492,6 +498,7 @@ def test_images_that_are_no_levels_are_refused():
         ({"frame_channels": 2}, "frame_channels must be 1, 3 or None, got 2"),
         ({"target_bits": 5}, "target_bits must be None, got 5"),
         ({"beta": -1.0}, "beta must be ≥ 0"),
+        ({"mean_weight": -1.0}, "mean_weight must be ≥ 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(fields, message):

@@ -504,7 +504,7 @@ class PyramidVAE(VAE):
     """:class:`VAEEncoder` and :class:`VAEDecoder` as one autoencoder, for images of one size.
 
     Without context, skips or attention: everything that is known of an image goes through its latent. Images are
-    multiples of 1/255, and the loss is their exact log-probability, in nats.
+    multiples of 1/255, and the loss is their exact log-probability, in nats, and the squared error of their mean.
     """
 
     config_type: ClassVar[type[PyramidConfig]] = PyramidConfig

@@ -6,7 +6,7 @@ from torch import Tensor
 from rl_ae.latents import GaussianLatent, Latent
 from rl_ae.likelihoods import Likelihood
 from rl_ae.losses.base import Loss, LossBreakdown, check_weights, weigh
-from rl_ae.losses.reconstruction import negative_log_likelihood
+from rl_ae.losses.reconstruction import negative_log_likelihood, squared_error
 from rl_ae.losses.schedules import linear_schedule
 
 
@@ -76,15 +76,20 @@ class VAELoss(Loss):
         beta: β ≥ 0 after the warm-up.
         free_nats: Nats of a sample's total KL that cost nothing, see :func:`free_nats`.
         warmup_steps: Steps over which the weight rises linearly from 0 to β; 0 for none.
+        mean_weight: Weight of the squared error of the decoded distribution's mean, summed over an image, beside its
+            nats; for distributions whose nats say little of the mean.
 
     Raises:
         ValueError: If a number is negative.
     """
 
-    def __init__(self, beta: float = 1.0, free_nats: float = 0.0, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, beta: float = 1.0, free_nats: float = 0.0, warmup_steps: int = 0, mean_weight: float = 0.0
+    ) -> None:
         super().__init__()
-        check_weights(beta=beta, free_nats=free_nats, warmup_steps=warmup_steps)
+        check_weights(beta=beta, free_nats=free_nats, warmup_steps=warmup_steps, mean_weight=mean_weight)
         self.beta, self.free_nats, self.warmup_steps = beta, free_nats, warmup_steps
+        self.mean_weight = mean_weight
 
     def forward(
         self,
@@ -101,7 +106,11 @@ class VAELoss(Loss):
             "reconstruction": negative_log_likelihood(reconstruction, target),
             "kl": free_nats(kl, self.free_nats) if self.free_nats > 0.0 else kl.mean(),
         }
-        return weigh(terms, {"reconstruction": 1.0, "kl": linear_schedule(step, 0.0, self.beta, self.warmup_steps)})
+        weights = {"reconstruction": 1.0, "kl": linear_schedule(step, 0.0, self.beta, self.warmup_steps)}
+        if self.mean_weight > 0.0:
+            mean = reconstruction if isinstance(reconstruction, Tensor) else reconstruction.mean
+            terms["squared_error"], weights["squared_error"] = squared_error(mean, target), self.mean_weight
+        return weigh(terms, weights)
 
 
 class BetaHLoss(VAELoss):
