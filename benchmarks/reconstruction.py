@@ -26,6 +26,7 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.codes import RATES
 from benchmarks.fitting import Fit
 from benchmarks.frames import SIZE, SOURCES, Frames, load_frames, progress_bar
 from benchmarks.records import write_json, write_rows
@@ -134,8 +135,8 @@ VARIANTS: dict[str, AutoencoderConfig] = {
     "pyramid_skips": SkippingConfig(skip_dropout=0.0, **_GAUSSIAN),
     "pyramid_skip_dropout": SkippingConfig(skip_dropout=0.5, **_GAUSSIAN),
     "hierarchical": HierarchicalConfig(halvings=4, groups=(4, 1), latent_channels=1),  # 4·2·2 + 4·4 numbers
-    "vqvae": VQVAEConfig(),
-    "sqvae": SQVAEConfig(),
+    "vqvae": VQVAEConfig(dead_code_threshold=1.0, **RATES),
+    "sqvae": SQVAEConfig(**RATES),
     "flow": FlowConfig(target_bits=8, **_GAUSSIAN),
     "diffusion": DiffusionConfig(**_GAUSSIAN),
 }
