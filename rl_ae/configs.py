@@ -216,15 +216,19 @@ class ELBOConfig(AutoencoderConfig):
         beta: Weight of the KL in nats; 1 is the ELBO.
         free_nats: KL of a sample that costs nothing.
         warmup_steps: Updates over which the weight rises from 0.
+        mean_weight: Weight of the squared error of the mean image, beside the nats. For densities of exact levels:
+            rendered frames have few colours, and most of their nats are in hitting those. Driven by nats alone,
+            ``pyramid`` and ``flow`` learnt the colours, hardly read the latent, and decoded worse than the mean frame.
     """
 
     beta: float = 1.0
     free_nats: float = 0.0
     warmup_steps: int = 0
+    mean_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, non_negative=("beta", "free_nats", "warmup_steps"))
+        _require(self, non_negative=("beta", "free_nats", "warmup_steps", "mean_weight"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,6 +303,7 @@ class FlowConfig(DensityConfig):
     """
 
     target_bits: int | None = 5
+    mean_weight: float = 1_000.0
     couplings: int = 4
 
     def __post_init__(self) -> None:
@@ -437,9 +442,6 @@ class PyramidConfig(ELBOConfig):
         frame_channels: Channels of each frame of a stack: 3 of coloured frames, whose channels depend on each other, 1
             of grey ones. If ``None``, 3 if the image's channels are a multiple of it, else 1: three stacked grey frames
             must be told from a coloured one.
-        mean_weight: Weight of the squared error of the mean image in the loss, beside its nats; 0 leaves the ELBO.
-            Rendered frames have few colours, and most of their nats are in hitting those exactly: driven by nats
-            alone, a decoder learnt the colours and hardly read the latent, with means worse than the mean frame.
     """
 
     latent_dim: int = 50
@@ -450,7 +452,7 @@ class PyramidConfig(ELBOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, positive=("latent_dim", "base_channels", "num_mixtures"), non_negative=("mean_weight",))
+        _require(self, positive=("latent_dim", "base_channels", "num_mixtures"))
         if self.frame_channels not in (None, 1, 3):
             raise ValueError(f"frame_channels must be 1, 3 or None, got {self.frame_channels}")
         if self.target_bits is not None:

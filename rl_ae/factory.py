@@ -91,8 +91,7 @@ CLASSES: dict[type[AutoencoderConfig], tuple[type[Autoencoder], type[Autoencoder
 LOSSES: dict[type[AutoencoderConfig], Callable[[Any], Loss]] = {
     AEConfig: lambda config: RAELoss(0.0),
     RAEConfig: lambda config: RAELoss(config.latent_weight / _scale(config)),  # λ is per element
-    ELBOConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps),
-    PyramidConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps, config.mean_weight),
+    ELBOConfig: lambda config: VAELoss(config.beta, config.free_nats, config.warmup_steps, config.mean_weight),
     BetaBConfig: lambda config: BetaBLoss(
         config.gamma, config.initial_capacity, config.final_capacity, config.capacity_steps
     ),

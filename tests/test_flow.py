@@ -1,6 +1,7 @@
 """The flow decoder: inverses, determinants, densities and what they are conditional on."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -121,6 +122,18 @@ def test_without_couplings_it_is_a_gaussian():
         assert torch.allclose(draws.std(dim=0), sigma[0], rtol=0.1)
         cold = likelihood.sample(torch.Generator().manual_seed(0), temperature=0.5)
         assert torch.allclose(cold - likelihood.mean, 0.5 * (draws - likelihood.mean), atol=1e-4)
+
+
+def test_the_mean_is_what_the_loss_compares_with_the_image():
+    flow, maps = random_flow((3, 8, 9), seed=0)
+    assert torch.allclose(flow(maps).mean, 0.5 + maps[:, :3])
+    learner = create_learner(dataclasses.replace(SMALL, mean_weight=50.0, per_element=False), (1, 8, 8))
+    images = quadrants(4, seed=0)
+    evaluated = learner.losses(images, target=images)
+    likelihood = learner.autoencoder.likelihood(evaluated.z)
+    error = (likelihood.mean - images).square().sum() / 4
+    expected = 50.0 * error - likelihood.log_prob(images).mean() + evaluated.latent.kl().sum(dim=1).mean()
+    assert evaluated.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_draws_have_the_density_that_they_are_given():

@@ -289,6 +289,15 @@ def test_a_likelihood_is_asked_for_its_density():
     assert total.item() == pytest.approx((bernoulli_nll(logits, target) + latent.kl().sum(1).mean()).item(), rel=1e-6)
 
 
+def test_the_error_of_the_mean_joins_the_nats():
+    logits, target, latent = torch.randn(B, 5), torch.rand(B, 5), gaussian()
+    for reconstruction, mean in ((Bernoulli(logits), torch.sigmoid(logits)), (logits, logits)):
+        nats, terms = VAELoss()(reconstruction, target, latent)
+        total, more_terms = VAELoss(mean_weight=3.0)(reconstruction, target, latent)
+        assert more_terms.keys() - terms.keys() == {"squared_error"}
+        assert total.item() == pytest.approx((nats + 3.0 * squared_error(mean, target)).item(), rel=1e-6)
+
+
 def test_warmup_and_capacity_over_the_steps():
     reconstruction, target = pixels()
     latent = gaussian(scale=2.0)

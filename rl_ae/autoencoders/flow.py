@@ -50,11 +50,12 @@ class FlowLikelihood(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """The image that noise of zeros becomes, (B, C, H, W); without couplings the mean, and close to it with them.
+        """The image that the flow is told to expect, (B, C, H, W): μ of :class:`ConditionalFlow`'s first step.
 
-        A flow has no mean in closed form.
+        A flow has no mean in closed form. Without couplings this is it, and a squared error in the loss, as
+        :class:`~rl_ae.FlowConfig` has it, keeps it there.
         """
-        return self.sample(temperature=0.0)
+        return self.flow.expected(self.maps)
 
     def log_prob(self, target: Tensor) -> Tensor:
         r"""Log-density of images (B, C, H, W) in nats, (B,): :math:`\log N(f(x); 0, I) + \log |\det \partial f|`."""
@@ -133,6 +134,11 @@ class ConditionalFlow(nn.Module):
         for mix, coupling, mask in reversed(self._steps()):
             values = mix.inverse(coupling.inverse(values, features, mask))
         return mean + values * torch.exp(log_sigma)
+
+    def expected(self, maps: Tensor) -> Tensor:
+        """The images (B, C, H, W) that noise is added to: μ."""
+        mean, _, _ = self._read(maps)
+        return mean
 
     def _steps(self) -> list[tuple[Any, Any, Tensor]]:
         """Channel mix, coupling and mask of every step; neighbours in a row keep opposite fields."""
