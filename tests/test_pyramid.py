@@ -161,6 +161,15 @@ def test_samples_in_training_and_means_in_evaluation():
     assert torch.equal(encoder.eval().reparameterize(mu, logvar), mu)
 
 
+def test_a_new_encoder_tells_images_apart():
+    torch.manual_seed(0)
+    tiles = torch.rand(64, 3, 4, 4).repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
+    for base_channels in (16, 32):
+        latent = VAEEncoder(32, context_dim=0, base_channels=base_channels)(tiles)
+        assert 0.05 < latent.mu.std(dim=0).mean() < 1.0
+        assert latent.mu.abs().mean() < 3.0 and latent.logvar.abs().mean() < 3.0
+
+
 def test_images_do_not_see_their_batch_mates_and_nothing_is_remembered():
     encoder, decoder = small_encoder(), small_decoder().eval()
     assert not list(encoder.buffers()) and not list(decoder.buffers())
